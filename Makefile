@@ -1,0 +1,51 @@
+# Every target is one command a person could type; all logic is in Python.
+PYTHON ?= python3
+CONFIG ?= configs/config_SBI.json
+BIN := .venv/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast check format train-teacher train-stage1 train-stage2 stage1 stage2 bench-selfblend bench-train-step
+
+help: ## show the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
+
+setup: .venv/.ready ## install everything into .venv, every version pinned
+
+.venv/.ready: pyproject.toml constraints.txt
+	command -v uv >/dev/null || $(PYTHON) -m pip install --quiet uv
+	uv venv --quiet --allow-existing --python ">=3.11,<3.13" .venv
+	uv pip install --python $(BIN)/python --constraints constraints.txt --group dev --editable .
+	touch $@
+
+demo: .venv/.ready ## minutes on two CPU cores: real clips -> teacher -> stage 1 -> stage 2 -> table
+	$(BIN)/stillface demo $(ARGS)
+
+train-teacher: .venv/.ready ## train a teacher, for those who have none (CONFIG=..., ARGS="--set ...")
+	$(BIN)/stillface train teacher $(CONFIG) -n teacher $(ARGS)
+
+train-stage1 stage1: .venv/.ready ## stage 1: the student alone
+	$(BIN)/python train_student_only.py $(CONFIG) -n pretrain_mobilevit $(ARGS)
+
+train-stage2 stage2: .venv/.ready ## stage 2: the student under the teacher
+	$(BIN)/python main_distillation.py $(CONFIG) -n distill_mobilevit $(ARGS)
+
+test: .venv/.ready ## every test, the slow ones too
+	$(BIN)/pytest $(ARGS)
+
+test-fast: .venv/.ready ## what a change is checked with while it is written
+	$(BIN)/pytest -m "not slow and not gpu" $(ARGS)
+
+check: .venv/.ready ## lint, format, types, import rules, spelling, generated files
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/lint-imports && $(BIN)/codespell
+	$(BIN)/python -m training config-schema | diff - configs/schema.json
+
+format: .venv/.ready ## put the code into its one format
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench-selfblend: .venv/.ready ## milliseconds per self-blended pair, by stage
+	$(BIN)/python -m benchmarks selfblend $(ARGS)
+
+bench-train-step: .venv/.ready ## the loop against a bare forward/backward/step
+	$(BIN)/python -m benchmarks train-step $(ARGS)

@@ -1,0 +1,1 @@
+"""Measured speed and memory: every number in the documents comes from a command in here."""

@@ -1,0 +1,24 @@
+"""The one command-line door: `stillface prepare|train|evaluate|…` forwards to the packages' own."""
+
+from __future__ import annotations
+
+import typer
+
+from pipeline.errors import run_command
+from training.__main__ import app as training_app
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Distil a face-forgery detector into a network that can be deployed, and measure it.",
+)
+app.add_typer(training_app)
+
+
+def main() -> None:
+    """Run the command line."""
+    run_command(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Puts a run together: data, networks, teacher gate, optimizer, folder; then hands it to the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from pipeline.errors import InputError
+from training.checkpoint import ranked_weights
+from training.config import Settings, Stage
+from training.dataset import BlendedFaces, EpochSampler, choose_frames, collate, worker_init
+from training.ema import WeightAverage
+from training.index import FaceRecord, Split, index_hash, read_index
+from training.loop import Run, fit, restore_state
+from training.networks import Detector
+from training.plots import plot_training
+from training.progress import Progress
+from training.run_folder import choose_folder, provenance_of, write_closing, write_opening
+from training.run_log import RunLog, read_log
+from training.runtime import Runtime, start_runtime
+from training.sam import SharpnessAware
+from training.stage_networks import Networks, build_networks
+from training.validation import Validator
+from training.weight_files import LoadReport
+
+
+def train(
+    stage: Stage, settings: Settings, name: str, *, resume: str = "auto", console: Console | None = None
+) -> Path:
+    """Run one stage to its end and return its best checkpoint.
+
+    Args:
+        stage: "teacher" (trains one by the self-blending recipe), "stage1" (student, hard labels) or "stage2"
+            (student under a frozen teacher).
+        settings: From `config.load_settings`.
+        name: Of the run; its folder is `output/NAME_TIME`.
+        resume: `auto`, `never` or a run folder.
+        console: Where to show progress; None stays silent.
+
+    Raises:
+        InputError: anything about settings, data, weights or disk that a person can put right.
+        Stopped: the run was asked to stop, and saved its state.
+    """
+    with start_runtime(settings) as runtime:
+        shown = console if runtime.is_main else None
+        train_faces, val_faces = read_faces(settings)
+        folder, resumed = choose_folder(settings, stage, name, resume)
+        networks = build_networks(stage, settings, runtime)
+        with Progress(shown, settings.epochs) as progress:
+            validator = build_validator(val_faces, networks, settings, runtime)
+            run = assemble(stage, settings, runtime, folder, networks, train_faces, validator, progress)
+            introduce(run, train_faces, val_faces, resumed)
+            if networks.teacher is not None:
+                gate = validator.gate(networks.teacher, settings.min_teacher_auc)
+                progress.say(f"teacher: validation AUC {gate.auc:.4f} (needed: {settings.min_teacher_auc})")
+                run.provenance["teacher_val_auc"] = gate.auc
+            if resumed:
+                restore_state(run)
+            elif runtime.is_main:
+                write_opening(folder, settings, stage, run.provenance)
+            with open_log(run, resumed) as run.log:
+                fit(run)
+        return conclude(run)
+
+
+def open_log(run: Run, resumed: bool) -> AbstractContextManager[RunLog | None]:
+    """The run's log in the main process, nothing in the others."""
+    if not run.runtime.is_main:
+        return nullcontext()
+    return RunLog.open(run.folder, run.position.step if resumed else None)
+
+
+def read_faces(settings: Settings) -> tuple[list[FaceRecord], list[FaceRecord]]:
+    """Real faces to train and to validate on.
+
+    Raises:
+        InputError: no index, or a split without real faces.
+    """
+    records = read_index(settings.data)
+    return _real_faces(records, "train", settings), _real_faces(records, "val", settings)
+
+
+def _real_faces(records: Sequence[FaceRecord], split: Split, settings: Settings) -> list[FaceRecord]:
+    real = [record for record in records if record.split == split and record.label == 0]
+    if real:
+        return choose_frames(real, settings.frames_per_video)
+    counts: dict[str, int] = {}
+    for record in records:
+        key = f"{record.split} {'fake' if record.label else 'real'}"
+        counts[key] = counts.get(key, 0) + 1
+    found = ", ".join(f"{count} {key}" for key, count in sorted(counts.items()))
+    raise InputError(
+        f"{settings.data}: no real faces in the {split} split, which self-blending starts from (found: {found}). "
+        "Prepare the folder with real media in that split; `stillface prepare --help` tells how splits are made"
+    )
+
+
+def build_validator(
+    faces: Sequence[FaceRecord], networks: Networks, settings: Settings, runtime: Runtime
+) -> Validator:
+    """The fixed self-blended validation set."""
+    return Validator(
+        faces,
+        sizes=networks.sizes,
+        draws=settings.val_draws,
+        batch_size=settings.val_batch_size,
+        seed=settings.seed,
+        runtime=runtime,
+        workers=settings.workers,
+        reference_quirks=settings.reference_quirks,
+    )
+
+
+def assemble(
+    stage: Stage,
+    settings: Settings,
+    runtime: Runtime,
+    folder: Path,
+    networks: Networks,
+    faces: Sequence[FaceRecord],
+    validator: Validator,
+    progress: Progress,
+) -> Run:
+    """Wire the optimizer, SAM, the loader and the networks into a run that stands at its first step."""
+    model: nn.Module = networks.learner
+    if runtime.world_size > 1:
+        model = DistributedDataParallel(
+            model, device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None
+        )
+    optimizer = build_optimizer(networks.learner, settings)
+    scaler = torch.amp.GradScaler(init_scale=512) if runtime.autocast_dtype == torch.float16 else None
+    sampler, loader = build_loader(faces, networks.sizes, settings, runtime)
+    return Run(
+        settings=settings,
+        stage=stage,
+        runtime=runtime,
+        folder=folder,
+        learner=networks.learner,
+        model=model,
+        teacher=networks.teacher,
+        optimizer=optimizer,
+        scaler=scaler,
+        sam=SharpnessAware(
+            model,
+            optimizer,
+            rho=settings.sam_rho,
+            adaptive=settings.sam_adaptive,
+            scope=settings.sam_scope,
+            clip_norm=settings.clip_norm,
+            scaler=scaler,
+            sync_perturbation=settings.sam_sync_perturbation,
+        ),
+        average=None if settings.ema_decay is None else WeightAverage(networks.learner, settings.ema_decay),
+        sampler=sampler,
+        loader=loader,
+        validator=validator,
+        log=None,
+        progress=progress,
+        provenance={**provenance_of(index_hash(settings.data)), **networks.origins},
+    )
+
+
+def build_optimizer(learner: Detector, settings: Settings) -> torch.optim.Optimizer:
+    """SGD or AdamW; weight decay on matrices and kernels only."""
+    decayed = [p for p in learner.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in learner.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.lr)
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+
+
+def build_loader(
+    faces: Sequence[FaceRecord], sizes: tuple[int, ...], settings: Settings, runtime: Runtime
+) -> tuple[EpochSampler, DataLoader[Any]]:
+    """The endless road of self-blended pairs: sampler and loader of this process."""
+    pairs = settings.batch_size // 2
+    blended = BlendedFaces(
+        faces,
+        sizes=sizes,
+        seed=settings.seed,
+        phase="train",
+        reference_quirks=settings.reference_quirks,
+        draws=settings.draws_per_face,
+    )
+    sampler = EpochSampler(
+        len(blended), seed=settings.seed, batch_size=pairs, rank=runtime.rank, world_size=runtime.world_size
+    )
+    loader: DataLoader[Any] = DataLoader(
+        blended,
+        batch_size=pairs,
+        sampler=sampler,
+        collate_fn=collate,
+        num_workers=settings.workers,
+        worker_init_fn=worker_init,
+        persistent_workers=settings.workers > 0,
+        pin_memory=runtime.device.type == "cuda",
+        drop_last=True,
+        prefetch_factor=4 if settings.workers else None,
+    )
+    return sampler, loader
+
+
+def introduce(
+    run: Run, train_faces: Sequence[FaceRecord], val_faces: Sequence[FaceRecord], resumed: bool
+) -> None:
+    """Say what is about to run, with which weights, on which data."""
+    say, settings = run.progress.say, run.settings
+    say(
+        f"{run.stage}: {run.learner.spec.name} at {run.learner.spec.image_size} px on {run.runtime.device}, "
+        f"{'resuming' if resumed else 'writing to'} {run.folder}"
+    )
+    say(f"weights: {LoadReport.model_validate(run.provenance['weights'])}")
+    if "teacher" in run.provenance:
+        say(f"teacher: {LoadReport.model_validate(run.provenance['teacher'])}")
+    videos = len({face.video for face in train_faces}), len({face.video for face in val_faces})
+    say(
+        f"data: {len(train_faces)} training faces of {videos[0]} videos, {len(val_faces)} validation faces of "
+        f"{videos[1]}; {run.sampler.batches_per_epoch} batches of {settings.batch_size} images an epoch"
+    )
+
+
+def conclude(run: Run) -> Path:
+    """Draw the curves, mark the run as finished and return its best checkpoint."""
+    best = ranked_weights(run.folder / "weights")[0]
+    if run.runtime.is_main:
+        plot_training(read_log(run.folder), run.folder / "curves.png", title=run.folder.name)
+        write_closing(
+            run.folder, {"best": best.name, "steps": run.position.step, "skipped": run.position.skipped}
+        )
+        run.progress.say(f"best: {best}\ncurves: {run.folder / 'curves.png'}")
+    return best
