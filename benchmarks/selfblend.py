@@ -6,10 +6,6 @@ what training can eat. Faces come from a prepared folder or, without one, from a
 
 from __future__ import annotations
 
-import os
-import platform
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.machine import environment
 from pipeline.crop import crop_face
 from pipeline.errors import InputError
 from pipeline.images import save_image
@@ -71,7 +68,7 @@ def run(
     columns = [*times.T[:3], times[:, :3].sum(axis=1), times[:, 3]]
     return {
         "benchmark": "selfblend",
-        **_environment(),
+        **environment(),
         "data": "a drawn frame of 1280x720 pixels" if data is None else str(data),
         "faces": len(faces),
         "crop_px": _medians([(face.width, face.height) for face in faces]),
@@ -144,26 +141,6 @@ def _opencv_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         cv2.setNumThreads(before)
-
-
-def _environment() -> dict[str, Any]:
-    return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "machine": platform.platform(),
-        "processor": _processor(),
-        "load_average": round(os.getloadavg()[0], 2),
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "opencv": cv2.__version__},
-    }
-
-
-def _processor() -> str:
-    """The processor's name; Linux tells it in /proc, other systems through platform."""
-    listing = Path("/proc/cpuinfo")
-    if listing.is_file():
-        for line in listing.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _medians(pairs: Sequence[tuple[float, float]]) -> list[int]:

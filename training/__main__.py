@@ -236,7 +236,9 @@ def assets(
 @app.command()
 def demo(
     config: Config = Path("configs/demo.json"),
-    out: Annotated[Path, typer.Option(help="Folder for the data, the runs and the reports.")] = Path("output/demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the data, the runs and the reports.")] = Path(
+        "output/demo"
+    ),
     set_: Set = None,
 ) -> None:
     """The whole road in minutes on two CPU cores: real clips, small teacher, stage 1, stage 2, table."""

@@ -56,7 +56,13 @@ def run_demo(config: Path, out: Path, overrides: list[str], console: Console) ->
         settings = demo_settings(config, stage, data, runs, overrides)
         best = train(stage, settings, stage, console=console)
         reports[label] = evaluate(
-            best, data, split="test", self_blended=True, blend_draws=8, out=out / f"{stage}_report", seed=settings.seed
+            best,
+            data,
+            split="test",
+            self_blended=True,
+            blend_draws=8,
+            out=out / f"{stage}_report",
+            seed=settings.seed,
         )
     table = compare(reports)
     write_whole(out / "table.md", f"{table}\n\n{CAVEAT}\n".encode())

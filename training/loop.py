@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from pipeline.errors import InputError, Stopped
 from training.checkpoint import CheckpointInfo, prune, save_atomically, save_checkpoint, weights_name
@@ -67,7 +66,7 @@ class Run:
     sam: SharpnessAware
     average: WeightAverage | None
     sampler: EpochSampler
-    loader: DataLoader[Any]
+    loader: Iterable[Batch]
     validator: Validator
     log: RunLog | None
     """None in the processes that are not the main one, and before the run is opened."""
@@ -101,15 +100,16 @@ def fit(run: Run) -> None:
             save_state(run)
 
 
-def train_epoch(run: Run, asked_to_stop: Callable[[], int]) -> None:
-    """Train from the present batch to the end of the present epoch."""
+def train_epoch(run: Run, asked_to_stop: Callable[[], int]) -> float:
+    """Train from the present batch to the end of the present epoch; return the seconds spent waiting for data."""
     position, settings = run.position, run.settings
     run.model.train()
     run.sampler.set_position(position.epoch, position.batch)
     run.progress.start_epoch(position.epoch + 1, position.batch, run.sampler.batches_per_epoch)
-    waited = 0.0
+    waited = waited_in_all = 0.0
     for group, seconds in grouped(run.loader, settings.accumulate):
         waited += seconds
+        waited_in_all += seconds
         scalars, report = train_step(run, group)
         position.step += 1
         position.batch += len(group)
@@ -125,6 +125,7 @@ def train_epoch(run: Run, asked_to_stop: Callable[[], int]) -> None:
             save_state(run)
         if signal_number:
             raise Stopped(signal_number, f"stopped; the same command goes on from {run.folder / STATE}")
+    return waited_in_all
 
 
 def train_step(run: Run, group: list[Batch]) -> tuple[dict[str, Tensor], StepReport]:
@@ -327,7 +328,7 @@ def restore_state(run: Run) -> None:
     restore_rng(state["rng"][run.runtime.rank], run.runtime.device)
 
 
-def grouped(loader: DataLoader[Any], size: int) -> Iterator[tuple[list[Batch], float]]:
+def grouped(loader: Iterable[Batch], size: int) -> Iterator[tuple[list[Batch], float]]:
     """Groups of `size` micro-batches (the last may be shorter) and the seconds spent waiting for them."""
     batches = iter(loader)
     while True:

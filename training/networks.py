@@ -6,18 +6,16 @@ network's own business, so training, export and serving cannot disagree about th
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import timm
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from timm.layers.drop import DropPath
-from timm.models.mobilevit import MobileVitBlock, MobileVitV2Block
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
+from training.backbones import Triple, create_backbone, examine, published_settings
 from training.sbi_weights import TEACHER_NAME, read_sbi_weights
 from training.weight_files import (
     LoadReport,
@@ -34,7 +32,6 @@ __all__ = ["Detector", "LoadReport", "NetworkSpec", "build_from_spec", "build_st
 CLASSES: Final = 2
 """Real (0) and fake (1)."""
 
-Triple = tuple[float, float, float]
 PositiveTriple = tuple[
     Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]
 ]
@@ -52,7 +49,7 @@ class NetworkSpec(BaseModel):
         drop_path: Stochastic depth of the backbone at its last block.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     image_size: int = Field(ge=32, le=4096)
@@ -81,8 +78,8 @@ class Detector(nn.Module):
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.backbone: Any = _create_backbone(spec)
-        features, self.has_evidence = _examine(self.backbone, spec)
+        self.backbone: Any = create_backbone(spec.name, spec.drop_path)
+        features, self.has_evidence = examine(self.backbone, spec.name, spec.image_size)
         self.dropout = nn.Dropout(spec.dropout)
         self.head = nn.Linear(features, CLASSES)
         self._normalises = spec.mean != (0.0, 0.0, 0.0) or spec.std != (1.0, 1.0, 1.0)
@@ -200,12 +197,12 @@ def build_student(
     Raises:
         InputError: Unknown name, unusable size or setting, unreachable or unfitting weights.
     """
-    config = _pretrained_config(name)
+    published = published_settings(name)
     spec = NetworkSpec(
         name=name,
         image_size=image_size,
-        mean=mean or config["mean"],
-        std=std or config["std"],
+        mean=mean or published.mean,
+        std=std or published.std,
         dropout=dropout,
         drop_path=drop_path,
     )
@@ -215,7 +212,7 @@ def build_student(
     elif str(pretrained) == "imagenet":
         report = _load_imagenet(detector)
     else:
-        report = _load_timm_file(detector, Path(pretrained), config["classifier"])
+        report = _load_timm_file(detector, Path(pretrained), published.classifier)
     return detector, report
 
 
@@ -262,114 +259,13 @@ def build_teacher(
     )
 
 
-def _create_backbone(spec: NetworkSpec) -> Any:
-    _pretrained_config(spec.name)
-    extra: dict[str, Any] = {"drop_path_rate": spec.drop_path} if spec.drop_path else {}
-    try:
-        backbone = timm.create_model(spec.name, pretrained=False, num_classes=0, **extra)
-    except TypeError as error:
-        raise InputError(f"{spec.name} takes no drop_path ({error}). Set drop_path to 0.") from error
-    if spec.drop_path and not any(isinstance(module, DropPath) for module in backbone.modules()):
-        raise InputError(f"{spec.name} would ignore drop_path {spec.drop_path}. Set drop_path to 0.")
-    return backbone
-
-
-def _pretrained_config(name: str) -> dict[str, Any]:
-    """Return timm's own record of a network (mean, std, classifier name), or refuse the name."""
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f" Did you mean {', '.join(near)}?" if near else ""
-        raise InputError(f"timm {timm.__version__} knows no network named {name!r}.{hint}")
-    known = timm.list_models(f"{architecture}.*", pretrained=True)
-    if tag and name not in known:
-        raise InputError(
-            f"{architecture} has no weights tagged {tag!r}. Known: {', '.join(known) or 'none'}."
-        )
-    record = timm.get_pretrained_cfg(name)
-    if record is None:
-        return {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "classifier": ()}
-    names = (record.classifier,) if isinstance(record.classifier, str) else tuple(record.classifier or ())
-    return {"mean": tuple(record.mean), "std": tuple(record.std), "classifier": names}
-
-
-@torch.no_grad()
-def _examine(backbone: Any, spec: NetworkSpec) -> tuple[int, bool]:
-    """Run the backbone once: number of pooled features, and whether its pooling is a plain mean.
-
-    Raises:
-        InputError: The network cannot take this image size, or would resize its own feature maps.
-    """
-    side = spec.image_size
-    maps: list[tuple[int, int]] = []  # (map side, patch side) of every block that cuts its map into patches
-
-    def note(block: Any, args: tuple[Tensor, ...]) -> None:
-        maps.append((args[0].shape[-1], block.patch_size[0]))
-
-    blocks = [
-        module for module in backbone.modules() if isinstance(module, MobileVitBlock | MobileVitV2Block)
-    ]
-    hooks = [block.register_forward_pre_hook(note) for block in blocks]
-    backbone.eval()
-    try:
-        features = backbone.forward_features(torch.linspace(0, 1, 3 * side * side).view(1, 3, side, side))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise InputError(
-            f"{spec.name} cannot take {side} px crops ({error}). Choose another image_size."
-        ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-        backbone.train()
-    _refuse_uneven_maps(spec, maps)
-    # A fixed generator: building a network must not move the run's random stream.
-    probe = torch.rand(features.shape, generator=torch.Generator().manual_seed(0))
-    backbone.eval()
-    pooled = backbone.forward_head(probe, pre_logits=True)
-    backbone.train()
-    mean = probe.mean((2, 3)) if probe.ndim == 4 else None
-    is_mean = mean is not None and pooled.shape == mean.shape and torch.allclose(pooled, mean, atol=1e-5)
-    return pooled.shape[1], is_mean
-
-
-def _refuse_uneven_maps(spec: NetworkSpec, maps: list[tuple[int, int]]) -> None:
-    """Refuse sizes at which MobileViT interpolates its maps: slower, and a Resize in every export."""
-    side = spec.image_size
-    levels = {(_halvings(side, found), patch) for found, patch in maps}
-
-    def fits(size: int) -> bool:
-        return all(_halved(size, level) % patch == 0 for level, patch in levels)
-
-    if fits(side):
-        return
-    # Sizes such as 249 fit too, by padding at an edge; multiples of 4 are the ones people use.
-    below = next((size for size in range(side // 4 * 4, 31, -4) if fits(size)), None)
-    above = next(size for size in range(side // 4 * 4 + 4, side + 1024, 4) if fits(size))
-    near = f"{below} or {above}" if below else f"{above}"
-    raise InputError(
-        f"At {side} px {spec.name} would resize its own feature maps (a side does not divide by its patch). "
-        f"Nearest sizes without that: {near}."
-    )
-
-
-def _halved(size: int, times: int) -> int:
-    """Side of a map after `times` convolutions of stride 2 with padding."""
-    for _ in range(times):
-        size = (size + 1) // 2
-    return size
-
-
-def _halvings(size: int, found: int) -> int:
-    return next(times for times in range(16) if _halved(size, times) <= found)
-
-
 def _load_imagenet(detector: Detector) -> LoadReport:
     name = detector.spec.name
     try:
         trained = timm.create_model(name, pretrained=True, num_classes=0)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"The ImageNet weights of {name} cannot be had ({str(error).splitlines()[0][:200]}). "
+            f"The ImageNet weights of {name} cannot be had ({_first_line(error)}). "
             "Give the path of a local .safetensors or .pth file with timm's names, or `none` for random ones."
         ) from error
     state = trained.state_dict()
@@ -378,7 +274,13 @@ def _load_imagenet(detector: Detector) -> LoadReport:
     return LoadReport(source=f"imagenet:{name}", matched=matched, total=len(state), sha256=sha256)
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
 def _load_timm_file(detector: Detector, path: Path, classifier: tuple[str, ...]) -> LoadReport:
+    if not path.exists():
+        raise InputError(f"pretrained is {str(path)!r}: expected `imagenet`, `none`, or a file that exists.")
     file = read_weight_file(path)
     payload = file.payload
     if isinstance(payload, dict) and isinstance(payload.get("state_dict"), dict):

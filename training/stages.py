@@ -54,9 +54,12 @@ def train(
         train_faces, val_faces = read_faces(settings)
         folder, resumed = choose_folder(settings, stage, name, resume)
         networks = build_networks(stage, settings, runtime)
+        provenance = {**provenance_of(index_hash(settings.data)), **networks.origins}
         with Progress(shown, settings.epochs) as progress:
             validator = build_validator(val_faces, networks, settings, runtime)
-            run = assemble(stage, settings, runtime, folder, networks, train_faces, validator, progress)
+            run = assemble(
+                stage, settings, runtime, folder, networks, train_faces, validator, progress, provenance
+            )
             introduce(run, train_faces, val_faces, resumed)
             if networks.teacher is not None:
                 gate = validator.gate(networks.teacher, settings.min_teacher_auc)
@@ -128,6 +131,7 @@ def assemble(
     faces: Sequence[FaceRecord],
     validator: Validator,
     progress: Progress,
+    provenance: dict[str, Any],
 ) -> Run:
     """Wire the optimizer, SAM, the loader and the networks into a run that stands at its first step."""
     model: nn.Module = networks.learner
@@ -164,7 +168,7 @@ def assemble(
         validator=validator,
         log=None,
         progress=progress,
-        provenance={**provenance_of(index_hash(settings.data)), **networks.origins},
+        provenance=provenance,
     )
 
 

@@ -215,7 +215,14 @@ def test_a_spec_survives_json_and_rebuilds_the_same_tensors() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"image_size": 8}, {"dropout": 1.0}, {"std": (1.0, 0.0, 1.0)}, {"mean": (0.0, 0.0)}, {"momentum": 0.1}],
+    [
+        {"image_size": 8},
+        {"dropout": 1.0},
+        {"std": (1.0, 0.0, 1.0)},
+        {"mean": (0.0, 0.0)},
+        {"mean": (0.0, 0.0, float("nan"))},
+        {"momentum": 0.1},
+    ],
 )
 def test_a_spec_refuses_what_cannot_be_built(change: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
@@ -379,8 +386,10 @@ def test_diverged_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_torn_safetensors_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'imagnet': expected `imagenet`, `none`, or a file that exists"):
+        build_student(SMALL, image_size=64, pretrained="imagnet")
     with pytest.raises(InputError, match="is not a file"):
-        build_student(SMALL, image_size=64, pretrained=tmp_path / "none.safetensors")
+        build_student(SMALL, image_size=64, pretrained=tmp_path)
     path = saved(tmp_path, full_timm().state_dict())
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(InputError, match="not a whole safetensors file"):

@@ -1,0 +1,69 @@
+"""The benchmarks' front door: `python -m benchmarks selfblend|train-step`, each printing a line and writing JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from pipeline.errors import run_command
+from pipeline.storage import write_whole
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Measure speed and memory.")
+
+Out = Annotated[Path | None, typer.Option(help="JSON file to write the result to.")]
+
+
+@app.command()
+def selfblend(
+    data: Annotated[
+        Path | None, typer.Option(help="Prepared folder; by default a drawn 1280x720 frame.")
+    ] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs timed.")] = 300,
+    size: Annotated[list[int] | None, typer.Option(help="Crop sizes; may be given again.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="OpenCV threads.")] = 1,
+    reference_quirks: Annotated[bool, typer.Option(help="Blend as the reference generator does.")] = False,
+    out: Out = None,
+) -> None:
+    """Milliseconds per self-blended pair, decode included, by stage."""
+    from benchmarks.selfblend import markdown, run
+
+    result = run(
+        data, pairs=pairs, sizes=tuple(size or (380,)), threads=threads, reference_quirks=reference_quirks
+    )
+    _report(result, markdown(result), out)
+
+
+@app.command("train-step")
+def train_step(
+    config: Annotated[Path, typer.Option(help="Config whose networks are timed.")] = Path(
+        "configs/demo.json"
+    ),
+    stage: Annotated[Literal["teacher", "stage1"], typer.Option(help="Which of its networks.")] = "stage1",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value settings.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps per block.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Blocks of each kind.")] = 7,
+    out: Out = None,
+) -> None:
+    """What the loop adds to bare forward/backward/step, and whether the loader keeps up."""
+    from benchmarks.train_step import markdown, run
+
+    result = run(config, stage=stage, overrides=set_ or [], steps=steps, rounds=rounds)
+    _report(result, markdown(result), out)
+
+
+def _report(result: dict[str, Any], line: str, out: Path | None) -> None:
+    typer.echo(line)
+    if out is not None:
+        write_whole(out, (json.dumps(result, indent=2) + "\n").encode())
+
+
+def main() -> None:
+    """Run the command line."""
+    run_command(app)
+
+
+if __name__ == "__main__":
+    main()
