@@ -13,9 +13,8 @@ help: ## show the targets
 setup: .venv/.ready ## install everything into .venv, every version pinned
 
 .venv/.ready: pyproject.toml constraints.txt
-	command -v uv >/dev/null || $(PYTHON) -m pip install --quiet uv
-	uv venv --quiet --allow-existing --python ">=3.11,<3.13" .venv
-	uv pip install --python $(BIN)/python --constraints constraints.txt --group dev --editable .
+	test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet -c constraints.txt uv; }
+	$(BIN)/uv pip install --python $(BIN)/python --constraints constraints.txt --group dev --editable .
 	touch $@
 
 demo: .venv/.ready ## minutes on two CPU cores: real clips -> teacher -> stage 1 -> stage 2 -> table
