@@ -39,6 +39,7 @@ check: .venv/.ready ## lint, format, types, import rules, spelling, generated fi
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	$(BIN)/lint-imports && $(BIN)/codespell
 	$(BIN)/python -m training config-schema | diff - configs/schema.json
+	$(BIN)/python -m benchmarks readme --check
 
 format: .venv/.ready ## put the code into its one format
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -7,5 +7,8 @@ import typer
 from pipeline.errors import run_command
 from training.__main__ import train_stage2
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app.command()(train_stage2)
+
 if __name__ == "__main__":
-    run_command(lambda: typer.run(train_stage2))
+    run_command(app)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline.errors import run_command
+from pipeline.errors import InputError, run_command
 from pipeline.storage import write_whole
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Measure speed and memory.")
@@ -52,6 +52,19 @@ def train_step(
 
     result = run(config, stage=stage, overrides=set_ or [], steps=steps, rounds=rounds)
     _report(result, markdown(result), out)
+
+
+@app.command()
+def readme(
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether the tables are up to date.")
+    ] = False,
+) -> None:
+    """Write the README's tables out of benchmarks/results."""
+    from benchmarks.readme import update
+
+    if not update(check=check) and check:
+        raise InputError("README.md does not show benchmarks/results; run `python -m benchmarks readme`")
 
 
 def _report(result: dict[str, Any], line: str, out: Path | None) -> None:

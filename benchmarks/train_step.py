@@ -95,13 +95,19 @@ def run(
 
 def markdown(result: dict[str, Any]) -> str:
     """One line for the README."""
-    settings, ratio = result["settings"], result["ratio"]
+    settings = result["settings"]
     return (
         f"| {settings['student']} @{settings['image_size']}, batch {settings['batch_size']}, "
-        f"SAM rho {settings['sam_rho']} | loop / bare {ratio['median']:.3f} ({ratio['min']:.3f}-{ratio['max']:.3f}) | "
+        f"SAM rho {settings['sam_rho']} | loop / bare {ratio_text(result)} | "
         f"{result['images_per_second']:.0f} images/s | {settings['workers']} worker(s): "
         f"{result['loader_wait_share']:.1%} of the time spent waiting for data |"
     )
+
+
+def ratio_text(result: dict[str, Any]) -> str:
+    """The ratio loop / bare: median and range over the rounds."""
+    ratio = result["ratio"]
+    return f"{ratio['median']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f})"
 
 
 def _build(stage: Stage, settings: Settings, runtime: Runtime, scratch: Path, steps: int) -> Run:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 
+TEMPORARY = ".part-"
+"""How the names of files begin that are not whole yet; only a killed process leaves them behind."""
+
 
 def write_whole(path: Path, content: bytes | memoryview, *, durable: bool = False) -> None:
     """Write a file by way of a temporary one beside it, which then takes its name in one step.
@@ -25,7 +28,7 @@ def write_whole(path: Path, content: bytes | memoryview, *, durable: bool = Fals
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as handle:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=TEMPORARY, delete=False) as handle:
             temporary = Path(handle.name)
             handle.write(content)
             if durable:

@@ -35,7 +35,8 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", help="key=value on top of the config; may be given again.")
 ]
 Resume = Annotated[
-    str, typer.Option(help="auto: go on with the newest unfinished run of that name; never; or a run folder.")
+    str,
+    typer.Option(help="auto: go on with the newest run of that name if unfinished; never; or a run folder."),
 ]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import InputError
 from pipeline.storage import write_whole
@@ -17,7 +17,8 @@ from training.weight_files import load_strictly, read_weight_file, tensors_of
 
 FORMAT = "stillface.checkpoint"
 SCHEMA_VERSION = 1
-_NAME = re.compile(r"^(\d+)_([01]\.\d{4}|nan)_val\.pth$")
+_NAME = re.compile(r"^(\d+)_([01]\.\d{4})_val\.pth$")
+_STAMP = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?$")
 
 
 class CheckpointInfo(BaseModel):
@@ -70,14 +71,20 @@ def load_detector(path: Path, device: str | torch.device = "cpu") -> tuple[Detec
             f"{path}: not a stillface checkpoint; give a file such as output/NAME_TIME/weights/12_0.9310_val.pth "
             "written by `stillface train`"
         )
-    if content["schema_version"] > SCHEMA_VERSION:
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION:
         raise InputError(
-            f"{path}: written by a newer stillface (schema {content['schema_version']}, this one reads "
-            f"{SCHEMA_VERSION}); update stillface"
+            f"{path}: written by another stillface (schema {version}, this one reads {SCHEMA_VERSION}); use the "
+            "version that wrote it"
         )
-    info = CheckpointInfo.model_validate_json(content["info"]).model_copy(update={"sha256": file.sha256})
+    try:
+        info = CheckpointInfo.model_validate_json(content["info"]).model_copy(update={"sha256": file.sha256})
+    except (ValidationError, KeyError) as error:
+        raise InputError(
+            f"{path}: its description cannot be read ({error}); use the stillface version that wrote it"
+        ) from error
     detector = build_from_spec(info.network)
-    load_strictly(detector, tensors_of(content["model"], path), source=str(path))
+    load_strictly(detector, tensors_of(content.get("model"), path), source=str(path))
     return detector.to(device).eval(), info
 
 
@@ -98,16 +105,16 @@ def resolve_weights(pattern: str) -> Path:
         InputError: nothing matches; the message lists what lies near.
     """
     path = Path(pattern)
+    if path.is_file():
+        return path
     if path.name != "BEST.pth":
-        if path.is_file():
-            return path
         raise InputError(
             f"{pattern}: no such weights file; give a file, or RUN/weights/BEST.pth for a run's best epoch"
         )
     folders = [Path(path.parent)] if path.parent.is_dir() else _glob(str(path.parent))
     ranked = {folder: ranked_weights(folder) for folder in folders}
     runs = sorted(
-        (folder for folder in folders if ranked[folder]), key=lambda folder: folder.parent.name[-15:]
+        (folder for folder in folders if ranked[folder]), key=lambda weights: started(weights.parent)
     )
     if not runs:
         raise InputError(
@@ -120,7 +127,14 @@ def resolve_weights(pattern: str) -> Path:
 def ranked_weights(folder: Path) -> list[Path]:
     """Weights files `{epoch}_{auc}_val.pth` of a run, best AUC first, the later epoch on a tie."""
     named = [(match, path) for path in folder.glob("*_val.pth") if (match := _NAME.match(path.name))]
-    return [path for match, path in sorted(named, key=lambda item: _rank(item[0]), reverse=True)]
+    named.sort(key=lambda item: (float(item[0][2]), int(item[0][1])), reverse=True)
+    return [path for _, path in named]
+
+
+def started(run: Path) -> tuple[str, int]:
+    """When a run folder `NAME_TIME` or `NAME_TIME-2` was made, for sorting; a folder of another name comes first."""
+    match = _STAMP.search(run.name)
+    return (match[1], int(match[2] or 1)) if match else ("", 0)
 
 
 def save_atomically(path: Path, content: object) -> None:
@@ -137,9 +151,9 @@ def save_atomically(path: Path, content: object) -> None:
         raise InputError(f"{error} The same command then resumes from the last saved step.") from error
 
 
-def weights_name(epoch: int, val_auc: float | None) -> str:
+def weights_name(epoch: int, val_auc: float) -> str:
     """File name of an epoch's weights: `{epoch}_{auc:.4f}_val.pth`."""
-    return f"{epoch}_{'nan' if val_auc is None else format(val_auc, '.4f')}_val.pth"
+    return f"{epoch}_{val_auc:.4f}_val.pth"
 
 
 def prune(folder: Path, keep: int) -> list[Path]:
@@ -150,9 +164,11 @@ def prune(folder: Path, keep: int) -> list[Path]:
     return surplus
 
 
-def _rank(match: re.Match[str]) -> tuple[float, int]:
-    auc = -1.0 if match[2] == "nan" else float(match[2])
-    return auc, int(match[1])
+def drop_later(folder: Path, epochs_done: int) -> None:
+    """Delete weights of epochs after `epochs_done`: a resume trains these epochs again."""
+    for path in ranked_weights(folder):
+        if int(path.name.partition("_")[0]) > epochs_done:
+            path.unlink(missing_ok=True)
 
 
 def _glob(pattern: str) -> list[Path]:

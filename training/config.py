@@ -5,12 +5,18 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from pipeline.errors import InputError
-from training.losses import DEFAULT_ALPHA_TABLE, LossName, check_alpha_table, check_loss_for_two_classes
+from training.losses import (
+    DEFAULT_ALPHA_TABLE,
+    USES_TEMPERATURE,
+    LossName,
+    check_alpha_table,
+    check_loss_for_two_classes,
+)
 
 Stage = Literal["teacher", "stage1", "stage2"]
 STAGES: tuple[Stage, ...] = ("teacher", "stage1", "stage2")
@@ -19,7 +25,9 @@ STAGES: tuple[Stage, ...] = ("teacher", "stage1", "stage2")
 class Settings(BaseModel):
     """Every setting of one run. Keys are flat; `for_teacher`, `for_stage1`, `for_stage2` override them per stage."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
+    )
 
     data: Path = Path("data/prepared")
     """Folder written by `stillface prepare`."""
@@ -122,10 +130,10 @@ class Settings(BaseModel):
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`."""
     threads: int | None = Field(None, ge=1)
-    """PyTorch CPU threads; null: the cores less the loader's workers, at least one."""
+    """PyTorch CPU threads; null: all cores, shared between the processes that `torchrun` starts on a machine."""
     workers: int = Field(4, ge=0)
     """Loader processes."""
-    seed: int = Field(5, ge=0)
+    seed: int = Field(5, ge=0, lt=2**32)
     """Seeds weights, order and every self-blended sample."""
     deterministic: bool = True
     """Deterministic kernels; needed for bit-exact resume on a GPU."""
@@ -138,14 +146,27 @@ class Settings(BaseModel):
     log_every_steps: int = Field(10, ge=1)
     """Steps between two lines of the log."""
 
-    @model_validator(mode="after")
-    def _cross_checks(self) -> Self:
-        if self.batch_size % 2 or self.val_batch_size % 2:
+    @field_validator("batch_size", "val_batch_size")
+    @classmethod
+    def _even(cls, value: int) -> int:
+        if value % 2:
             raise ValueError(
-                "batch_size and val_batch_size count images, half real and half fake: give even numbers"
+                f"counts images, half of them real and half fake: give an even number, not {value}"
             )
-        check_alpha_table(self.alpha_table, self.alpha_start, self.alpha_end)
-        return self
+        return value
+
+    @field_validator("alpha_table")
+    @classmethod
+    def _alpha_rows(cls, value: dict[int, float]) -> dict[int, float]:
+        check_alpha_table(value)
+        return value
+
+    @field_validator("alpha_end")  # the last of the three, so that the other two are known
+    @classmethod
+    def _alpha_schedule(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if {"alpha_table", "alpha_start"} <= info.data.keys():
+            check_alpha_table(info.data["alpha_table"], info.data["alpha_start"], value)
+        return value
 
     @field_validator("loss", mode="before")
     @classmethod
@@ -170,6 +191,12 @@ def settings_from(raw: dict[str, Any], stage: Stage, overrides: dict[str, Any], 
         InputError: unknown keys (with the nearest known one) and wrong values, all at once; every stage's block is
             checked, not only the one asked for.
     """
+    block_in_override = next((key for key in overrides if key.partition(".")[0] in _BLOCKS), None)
+    if block_in_override is not None:
+        raise InputError(
+            f"--set {block_in_override}=...: --set is for the stage that is run; give the settings themselves, for "
+            f"example --set lr=0.001, and keep for_* blocks in {source}"
+        )
     flat = {key: value for key, value in raw.items() if key not in _BLOCKS and key != "$schema"}
     problems: list[str] = []
     chosen: Settings | None = None
@@ -178,11 +205,12 @@ def settings_from(raw: dict[str, Any], stage: Stage, overrides: dict[str, Any], 
         if not isinstance(block, dict):
             problems.append(f"for_{name}: expected an object of settings, got {block!r}")
             continue
-        merged = {**flat, **block, **(overrides if name == stage else {})}
+        given = overrides if name == stage else {}
+        places = {**{key: f"for_{name}.{key}" for key in block}, **{key: f"--set {key}" for key in given}}
         try:
-            settings = Settings.model_validate(merged)
+            settings = Settings.model_validate({**flat, **block, **given})
         except ValidationError as error:
-            problems += _explain(error, f"for_{name}." if block else "", block)
+            problems += [_explain(dict(item), places) for item in error.errors()]
         else:
             chosen = settings if name == stage else chosen
     if problems or chosen is None:
@@ -195,14 +223,35 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
     """Turn `key=value` strings into settings; a value is JSON where it parses as JSON, else a string."""
     parsed: dict[str, Any] = {}
     for pair in pairs:
-        key, separator, text = pair.partition("=")
+        name, separator, text = pair.partition("=")
+        key = name.strip()
         if not separator or not key:
             raise InputError(f"--set {pair!r}: expected key=value, for example --set lr=0.001")
         try:
-            parsed[key.strip()] = json.loads(text)
+            parsed[key] = json.loads(text)
         except json.JSONDecodeError:
-            parsed[key.strip()] = text
+            parsed[key] = text
     return parsed
+
+
+def without_effect(settings: Settings) -> list[str]:
+    """Settings that were given although others switch them off, in words; somebody may believe they count."""
+    off = {
+        "temperature": ("loss", settings.loss not in USES_TEMPERATURE),
+        "alpha_table": ("loss", settings.loss == "none"),
+        "alpha_start": ("loss", settings.loss == "none"),
+        "alpha_end": ("loss", settings.loss == "none"),
+        "momentum": ("optimizer", settings.optimizer != "sgd"),
+        "hold_share": ("schedule", settings.schedule != "hold_linear"),
+        **{
+            key: ("sam_rho", settings.sam_rho == 0) for key in Settings.model_fields if key.startswith("sam_")
+        },
+    }
+    return [
+        f"{key} has no effect with {by} {getattr(settings, by)}"
+        for key, (by, idle) in off.items()
+        if idle and key != by and key in settings.model_fields_set
+    ]
 
 
 def json_schema() -> dict[str, Any]:
@@ -225,25 +274,31 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path}: no such config file; the shipped ones are in configs/ (try configs/demo.json)"
         )
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_key_twice)
+    except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); compare with configs/config_SBI.json") from error
     if not isinstance(raw, dict):
         raise InputError(f"{path}: expected a JSON object of settings, got {type(raw).__name__}")
     return raw
 
 
-def _explain(error: ValidationError, prefix: str, block: dict[str, Any]) -> list[str]:
-    return [_explain_one(dict(item), prefix, block) for item in error.errors()]
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    read = dict(pairs)
+    if len(read) < len(pairs):
+        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise ValueError(f"{twice!r} stands in it twice; one of the two would be ignored")
+    return read
 
 
-def _explain_one(item: dict[str, Any], prefix: str, block: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in item["loc"])
-    where = f"{prefix}{key}" if key.split(".")[0] in block else key
+def _explain(item: dict[str, Any], places: dict[str, str]) -> str:
+    """One problem in words; `places` tells where a key was given if not at the top of the file."""
+    first, *rest = (str(part) for part in item["loc"])
+    key, where = ".".join((first, *rest)), ".".join((places.get(first, first), *rest))
     if item["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, [*Settings.model_fields, *_BLOCKS], n=1)
         return f"{where}: unknown key" + (
             f", did you mean {near[0]!r}?" if near else "; see configs/schema.json"
         )
-    message = str(item["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message} (given {item['input']!r})" if key else message
+    if item["type"] == "value_error":
+        return f"{where}: {item['ctx']['error']}"
+    return f"{where}: {item['msg']} (given {item['input']!r})"

@@ -326,14 +326,21 @@ def choose_frames(records: Sequence[FaceRecord], per_video: int | None) -> list[
     return chosen
 
 
-def check_records(records: Sequence[FaceRecord]) -> None:
-    """Read every crop once and refuse the first that could not be blended, before hours are spent.
+def check_records(records: Sequence[FaceRecord], *, pixels: bool = True) -> None:
+    """Refuse the first face that could not be blended, before hours are spent.
+
+    Args:
+        records: Faces to check.
+        pixels: Also read every crop; otherwise it must be there, and the index is trusted for its size.
 
     Raises:
-        InputError: A stored crop is missing or broken, or its landmarks or box do not fit it.
+        InputError: A stored crop is missing or (where read) broken, or its landmarks or box do not fit it.
     """
     for record in records:
-        image = load_crop(record)
+        if not pixels and not record.path.is_file():
+            raise InputError(f"{record.path}: in the index, but no such file. Prepare the folder again.")
+        blank = np.broadcast_to(np.uint8(0), (record.height, record.width, 3))
+        image = load_crop(record) if pixels else blank
         try:
             check_face(image, record.landmarks, record.box)
         except InputError as error:

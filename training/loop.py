@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from types import FrameType
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from training.checkpoint import CheckpointInfo, prune, save_atomically, save_che
 from training.config import Settings, Stage
 from training.dataset import Batch, EpochSampler
 from training.ema import WeightAverage
+from training.loader import LostWorkersError, batches_of
 from training.losses import alpha_at, combine, hard_loss, soft_loss
 from training.networks import Detector
 from training.progress import Progress
@@ -28,6 +28,7 @@ from training.run_folder import STATE
 from training.run_log import RunLog
 from training.runtime import Runtime, gather_rng, restore_rng
 from training.sam import SharpnessAware, StepReport
+from training.stopping import stop_signals
 from training.validation import Validation, Validator
 from training.weight_files import read_weight_file
 
@@ -92,10 +93,23 @@ def fit(run: Run) -> None:
         Stopped: a signal asked to stop; the state was saved first.
         InputError: too many non-finite steps in a row, or the disk is full.
     """
-    with stop_signals() as asked_to_stop:
+    with stop_signals() as received:
+
+        def asked_to_stop() -> int:
+            # a signal reaches the processes between different steps; they must stop after the same one
+            return run.runtime.largest(received())
+
         while run.position.epoch < run.settings.epochs:
-            train_epoch(run, asked_to_stop)
-            validate_and_keep(run)
+            try:
+                train_epoch(run, asked_to_stop)
+                validate_and_keep(run)
+            except LostWorkersError as error:
+                # a signal to the whole job ends the loader's workers as well, and we stand between two steps
+                if not received():
+                    raise
+                if run.runtime.world_size == 1:
+                    save_state(run)
+                raise stopped(run, received()) from error
             run.position.epoch, run.position.batch = run.position.epoch + 1, 0
             save_state(run)
 
@@ -106,26 +120,32 @@ def train_epoch(run: Run, asked_to_stop: Callable[[], int]) -> float:
     run.model.train()
     run.sampler.set_position(position.epoch, position.batch)
     run.progress.start_epoch(position.epoch + 1, position.batch, run.sampler.batches_per_epoch)
-    waited = waited_in_all = 0.0
+    waits: list[float] = []
+    logged = 0
     for group, seconds in grouped(run.loader, settings.accumulate):
-        waited += seconds
-        waited_in_all += seconds
+        waits.append(seconds)
         scalars, report = train_step(run, group)
         position.step += 1
         position.batch += len(group)
         count_skips(run, report)
-        run.progress.advance(len(group), sum(len(batch.labels) for batch in group))
+        images = sum(len(batch.labels) for batch in group) * run.runtime.world_size
+        run.progress.advance(len(group), images)
         if position.step % settings.log_every_steps == 0:
-            log_step(run, scalars, report, waited)
-            waited = 0.0
+            log_step(run, scalars, report, fmean(waits[logged:]))
+            logged = len(waits)
         # the end of an epoch saves by itself
         at_border = position.batch >= run.sampler.batches_per_epoch
         signal_number = asked_to_stop()
         if signal_number or (position.step % settings.save_every_steps == 0 and not at_border):
             save_state(run)
         if signal_number:
-            raise Stopped(signal_number, f"stopped; the same command goes on from {run.folder / STATE}")
-    return waited_in_all
+            raise stopped(run, signal_number)
+    return sum(waits)
+
+
+def stopped(run: Run, signal_number: int) -> Stopped:
+    """What to leave with after a signal."""
+    return Stopped(signal_number, f"stopped; the same command goes on from {run.folder / STATE}")
 
 
 def train_step(run: Run, group: list[Batch]) -> tuple[dict[str, Tensor], StepReport]:
@@ -219,14 +239,15 @@ def count_skips(run: Run, report: StepReport) -> None:
         run.log.note(position.step, position.epoch + 1, f"step skipped: not finite in the {report.skipped}")
     if position.skipped_in_a_row >= limit:
         raise InputError(
-            f"{limit} steps in a row had a loss or gradient that is not finite (step {position.step}). Try a lower "
-            f"--set lr (now {run.settings.lr:g}), --set precision=fp32 (now {run.settings.precision}), a longer "
-            "--set warmup_share, or check the starting weights; the last good weights are in the run's folder"
+            f"{limit} steps in a row had a loss or gradient that is not finite (step {position.step}). Check the "
+            f"starting weights, or start afresh (--resume never) with a lower --set lr (now {run.settings.lr:g}), "
+            f"--set precision=fp32 (now {run.settings.precision}) or a longer --set warmup_share; weights of the "
+            f"epochs that were validated are in {run.folder / 'weights'}"
         )
 
 
-def log_step(run: Run, scalars: dict[str, Tensor], report: StepReport, waited: float) -> None:
-    """One line of the step log."""
+def log_step(run: Run, scalars: dict[str, Tensor], report: StepReport, wait: float) -> None:
+    """One line of the step log; losses are the main process's own, `wait` the seconds a step waited for data."""
     position, settings = run.position, run.settings
     line: dict[str, Any] = {name: float(value) for name, value in scalars.items()}
     line["lr"] = run.optimizer.param_groups[0]["lr"]
@@ -236,7 +257,7 @@ def log_step(run: Run, scalars: dict[str, Tensor], report: StepReport, waited: f
     if run.teacher is not None:
         line["alpha"] = alpha_of(run)
     line |= run.progress.rates()
-    line["data_wait_s"] = waited / settings.log_every_steps
+    line["data_wait_s"] = wait
     line["skipped"] = position.skipped
     if run.log is not None:
         run.log.step(position.step, position.epoch + 1, line)
@@ -244,19 +265,28 @@ def log_step(run: Run, scalars: dict[str, Tensor], report: StepReport, waited: f
 
 
 def validate_and_keep(run: Run) -> None:
-    """Validate the model that will be used, write its weights, keep the best."""
-    epoch = run.position.epoch + 1
-    if run.log is not None:
+    """Validate the model that will be used, write its weights, keep the best; the main process does it for all."""
+
+    def work() -> None:
+        epoch = run.position.epoch + 1
         with evaluated_weights(run):
             result = run.validator.validate(run.learner)
             keep_weights(run, epoch, result)
-        run.log.epoch(run.position.step, epoch, result.scalars())
+        if run.log is not None:
+            run.log.epoch(run.position.step, epoch, result.scalars())
         run.progress.end_epoch(epoch, result)
-    run.runtime.barrier()
+
+    run.runtime.on_main(work)
 
 
 def keep_weights(run: Run, epoch: int, result: Validation) -> None:
     """Write the epoch's weights and delete those that fall out of the best `keep_best`."""
+    if result.auc is None:
+        note = "weights not kept: their answers on the validation set are not finite"
+        run.progress.say(f"epoch {epoch}: {note}")
+        if run.log is not None:
+            run.log.note(run.position.step, epoch, note)
+        return
     info = CheckpointInfo(
         stage=run.stage,
         epoch=epoch,
@@ -288,19 +318,19 @@ def evaluated_weights(run: Run) -> Iterator[None]:
 def save_state(run: Run) -> None:
     """Save all that an exact resume needs; every process must call it."""
     streams = gather_rng(run.runtime)
-    if not run.runtime.is_main:
-        return
-    save_atomically(
-        run.folder / STATE,
-        {
+
+    def work() -> None:
+        content = {
             "model": run.learner.state_dict(),
             "optimizer": run.optimizer.state_dict(),
             "scaler": None if run.scaler is None else run.scaler.state_dict(),
             "average": None if run.average is None else run.average.state_dict(),
             "position": vars(run.position).copy(),
             "rng": streams,
-        },
-    )
+        }
+        save_atomically(run.folder / STATE, content)
+
+    run.runtime.on_main(work)
 
 
 def restore_state(run: Run) -> None:
@@ -311,7 +341,7 @@ def restore_state(run: Run) -> None:
     """
     path = run.folder / STATE
     state = read_weight_file(path).payload
-    if not isinstance(state, dict):
+    if not isinstance(state, dict) or not {"model", "optimizer", "position", "rng"} <= state.keys():
         raise InputError(f"{path}: not a saved state; start afresh with --resume never")
     if len(state["rng"]) != run.runtime.world_size:
         raise InputError(
@@ -330,29 +360,10 @@ def restore_state(run: Run) -> None:
 
 def grouped(loader: Iterable[Batch], size: int) -> Iterator[tuple[list[Batch], float]]:
     """Groups of `size` micro-batches (the last may be shorter) and the seconds spent waiting for them."""
-    batches = iter(loader)
+    batches = batches_of(loader)
     while True:
         start = time.perf_counter()
         group = list(islice(batches, size))
         if not group:
             return
         yield group, time.perf_counter() - start
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], int]]:
-    """Turn the first SIGINT or SIGTERM into a question the loop asks after each step; a second one stops at once."""
-    received = 0
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        if received:
-            signal.default_int_handler(number, frame)
-        received = number
-
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

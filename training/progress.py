@@ -47,7 +47,7 @@ class Progress:
     def say(self, text: str) -> None:
         """One line of plain information."""
         if self.console is not None:
-            self.console.print(text, highlight=False)
+            self.console.print(text, highlight=False, markup=False)
 
     def start_epoch(self, epoch: int, batches_done: int, batches: int) -> None:
         """Begin (or go on with) an epoch, counted from 1."""

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import importlib.metadata
 import json
+import os
 import platform
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.storage import write_whole
+from pipeline.storage import TEMPORARY, write_whole
+from training.checkpoint import started
 from training.config import Settings, Stage
 
 STATE = Path("state") / "last.pt"
 DONE = "done.json"
 # Settings that change how fast or where a run goes, not what it computes (another number of threads changes the
-# order of sums, so that the last bits differ).
+# order of sums, so that the last bits differ). The data may have moved; its hash is compared.
 _FREE = frozenset(
-    {"output", "workers", "threads", "log_every_steps", "save_every_steps", "val_batch_size", "keep_best"}
+    {
+        "data",
+        "output",
+        "workers",
+        "threads",
+        "log_every_steps",
+        "save_every_steps",
+        "val_batch_size",
+        "keep_best",
+    }
 )
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow", "scikit-learn")
 
@@ -33,24 +48,23 @@ def choose_folder(settings: Settings, stage: Stage, name: str, resume: str) -> t
         settings: Settings of the run to start.
         stage: Its stage.
         name: The `-n NAME` of the command.
-        resume: `auto` goes on with the newest unfinished run of that name, `never` starts afresh, else a run folder.
+        resume: `auto` goes on with the newest run of that name if it is unfinished, `never` starts afresh, else a
+            run folder to go on with.
 
     Raises:
         InputError: the folder to resume is no run, is finished, or was made with other settings.
     """
-    if "/" in name or name.startswith("."):
+    if not name or "/" in name or name.startswith("."):
         raise InputError(
             f"-n {name!r}: expected a plain name such as pretrain_mobilevit; the parent is --set output=FOLDER"
         )
     if resume == "never":
         return _fresh(settings.output, name), False
     if resume == "auto":
-        unfinished = [
-            run for run in _runs(settings.output, name) if (run / STATE).is_file() and not finished(run)
-        ]
-        if not unfinished:
+        saved = [run for run in _runs(settings.output, name) if (run / STATE).is_file()]
+        if not saved or finished(saved[-1]):
             return _fresh(settings.output, name), False
-        folder = unfinished[-1]
+        folder = saved[-1]
     else:
         folder = Path(resume)
         _check_resumable(folder)
@@ -69,9 +83,9 @@ def check_same_settings(folder: Path, settings: Settings, stage: Stage) -> None:
     Raises:
         InputError: another stage or differing settings, all of them named.
     """
-    saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    saved = _read_json(folder / "config.json")
     mine = json.loads(settings.model_dump_json())
-    saved_stage = saved.pop("stage")
+    saved_stage = saved.pop("stage", None)
     differing = [
         f"{key}: {saved.get(key)!r} there, {value!r} now"
         for key, value in mine.items()
@@ -91,6 +105,65 @@ def write_opening(folder: Path, settings: Settings, stage: Stage, provenance: di
     config = {"stage": stage, **json.loads(settings.model_dump_json())}
     write_whole(folder / "config.json", _json(config))
     write_whole(folder / "run.json", _json(provenance))
+
+
+def go_on(folder: Path, provenance: dict[str, Any]) -> dict[str, Any]:
+    """Provenance of a resumed run: what it began with, and the versions and command it goes on with.
+
+    Raises:
+        InputError: the prepared data are not those the run began with.
+    """
+    begun = read_provenance(folder)
+    if begun.get("data_hash") != provenance["data_hash"]:
+        raise InputError(
+            f"{folder} began with other data (hash {begun.get('data_hash')}, now {provenance['data_hash']}): the "
+            "prepared folder was changed or exchanged. Put it back to go on, or start afresh with --resume never"
+        )
+    changing = {key: provenance[key] for key in ("started", "command", "git", "versions")}
+    begun["resumed"] = [*begun.get("resumed", []), changing]
+    write_whole(folder / "run.json", _json(begun))
+    return begun
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """What `write_opening` kept of a run's origins.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    return _read_json(folder / "run.json")
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to a run folder; the claim ends with this process, however it ends.
+
+    What a killed process left half-written in it is deleted.
+
+    Raises:
+        InputError: another process is writing there, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be made ({error.strerror}); choose --set output=FOLDER"
+        ) from error
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder}: another process is at work on this run; wait for it, or start afresh with --resume never"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        for left in folder.rglob(f"{TEMPORARY}*"):
+            left.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_closing(folder: Path, result: dict[str, Any]) -> None:
@@ -139,7 +212,8 @@ def git_revision() -> str | None:
 def _runs(output: Path, name: str) -> list[Path]:
     # NAME_YYYYmmdd-HHMMSS sorts by time; the pattern keeps NAME from matching NAME_other
     stamp = "[0-9]" * 8 + "-" + "[0-9]" * 6
-    return sorted(path for path in output.glob(f"{name}_{stamp}*") if path.is_dir())
+    found = [path for path in output.glob(f"{glob.escape(name)}_{stamp}*") if path.is_dir()]
+    return sorted(found, key=started)
 
 
 def _fresh(output: Path, name: str) -> Path:
@@ -164,6 +238,20 @@ def _check_resumable(folder: Path) -> None:
         raise InputError(
             f"--resume {folder}: stopped before its first save, nothing to resume; use --resume never"
         )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); start afresh with --resume never, or restore that file"
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path}: expected a JSON object; start afresh with --resume never, or restore that file"
+        )
+    return content
 
 
 def _json(content: dict[str, Any]) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, SupportsFloat
 
 from pipeline.errors import InputError
+from pipeline.storage import write_whole
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -64,13 +65,22 @@ class RunLog:
         self._board = board
 
     @classmethod
-    def open(cls, folder: Path, resume_step: int | None = None, *, tensorboard: bool = True) -> RunLog:
+    def open(
+        cls,
+        folder: Path,
+        resume_step: int | None = None,
+        *,
+        epochs_done: int | None = None,
+        tensorboard: bool = True,
+    ) -> RunLog:
         """Start the log of a new run, or go on with one.
 
         Args:
             folder: the run's folder; made when missing.
             resume_step: the step that was restored. Events after it are cut, because they will be written
                 again. None: a new run.
+            epochs_done: whole epochs at that step; the validation of a later one is cut too, because a run
+                that stopped between an epoch's last step and its validation writes it again.
             tensorboard: also write TensorBoard files; on resume TensorBoard hides what came after
                 `resume_step`.
 
@@ -80,7 +90,7 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / LOG_NAME
         if resume_step is not None:
-            _cut_after(folder, resume_step)
+            _cut_after(folder, resume_step, epochs_done)
         elif path.exists() and path.stat().st_size:
             raise InputError(
                 f"{path} is the log of an earlier run; resume that run or choose another folder."
@@ -143,12 +153,15 @@ class RunLog:
         self._file.flush()
 
 
-def _cut_after(folder: Path, step: int) -> None:
+def _cut_after(folder: Path, step: int, epochs_done: int | None) -> None:
     """Rewrite the log without the events after `step`, whole or not at all."""
     path = folder / LOG_NAME
     if not path.exists():
         return
-    kept = [event for event in read_log(folder) if event["step"] <= step]
-    fresh = path.with_suffix(".jsonl.new")
-    fresh.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
-    fresh.replace(path)
+    kept = [
+        event
+        for event in read_log(folder)
+        if event["step"] <= step
+        and (epochs_done is None or event["kind"] != "epoch" or event["epoch"] <= epochs_done)
+    ]
+    write_whole(path, "".join(json.dumps(event) + "\n" for event in kept).encode())

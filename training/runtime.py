@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -15,10 +16,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.errors import InputError
+from pipeline.errors import BAD_INPUT, InputError
 from training.config import Settings
 
 Rng = dict[str, Tensor]
+T = TypeVar("T")
+
+# The other processes wait while the main one validates or writes to a slow disk.
+_PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,36 @@ class Runtime:
             return nullcontext()
         return torch.autocast(self.device.type, self.autocast_dtype)
 
-    def barrier(self) -> None:
-        """Wait for the other processes."""
-        if self.world_size > 1:
-            dist.barrier()
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Do something in the main process alone and give every process its (picklable) result.
+
+        Raises:
+            InputError: `work` raised it; the other processes leave with its exit code and without a word.
+        """
+        if self.world_size == 1:
+            return work()
+        told: list[Any] = [None, None]
+        refusal: InputError | None = None
+        if self.is_main:
+            try:
+                told[0] = work()
+            except InputError as error:
+                refusal, told[1] = error, str(error)
+        dist.broadcast_object_list(told)
+        if refusal is not None:
+            raise refusal
+        if told[1] is not None:
+            raise SystemExit(BAD_INPUT)
+        result: T = told[0]
+        return result
+
+    def largest(self, number: int) -> int:
+        """The largest of every process's number; all processes must ask at the same point."""
+        if self.world_size == 1:
+            return number
+        shared = torch.tensor(number, device=self.device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return int(shared)
 
 
 @contextmanager
@@ -62,16 +93,18 @@ def start_runtime(settings: Settings) -> Iterator[Runtime]:
         InputError: the device or precision asked for does not exist here.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     device = _pick_device(settings.device)
-    torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 1) // world_size))
+    torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 1) // neighbours))
     cv2.setNumThreads(1)
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
-    seed_everything(settings.seed)
+    # every process draws its own dropout masks; DistributedDataParallel hands out the main one's first weights
+    seed_everything(settings.seed + rank)
     if world_size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield Runtime(device, _pick_dtype(settings.precision, device), rank, world_size)
     finally:
@@ -112,18 +145,33 @@ def gather_rng(runtime: Runtime) -> list[Rng]:
 
 
 def _pick_device(name: str) -> torch.device:
-    local = os.environ.get("LOCAL_RANK", "0")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
     if name == "auto":
-        name = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    expected = f"device {name!r}: expected auto, cpu, cuda or cuda:N"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"device {name!r}: expected auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(expected) from error
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise InputError(expected)
+    if not torch.cuda.is_available():
         raise InputError(f"device {name!r}: PyTorch sees no CUDA device here; use --set device=cpu")
-    if device.type == "cuda":
-        device = torch.device("cuda", int(local) if device.index is None else device.index)
-        torch.cuda.set_device(device)
+    index = local if device.index is None else device.index
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise InputError(
+            f"device {name!r}: number {index} asked for, but PyTorch sees {count} CUDA device(s), numbered from 0; "
+            "name one of them, or start no more processes on a machine than it has devices"
+        )
+    if device.index is not None and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            f"device {name!r}: under torchrun every process needs its own; use --set device=cuda"
+        )
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
     return device
 
 

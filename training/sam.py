@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from pipeline.errors import InputError
+from training.rewind import RandomStreams, Snapshot
 
 Closure = Callable[[], Tensor]
 """Runs forward and loss of one micro-batch and returns the mean loss (0-dim, with a graph)."""
@@ -40,7 +41,7 @@ class StepReport:
     Attributes:
         loss: Mean loss over this process's micro-batches at the unperturbed weights.
         grad_norm: L2 norm of the gradient given to the optimizer, before clipping; of the bad one if skipped.
-        sharpness: loss(w + e) - loss(w), or None when there was no second pass.
+        sharpness: loss(w + e) - loss(w), or None without a second pass, or with one that was not finite.
         skipped: Which pass was not finite, so that nothing was changed; None for a step that was taken.
     """
 
@@ -122,7 +123,7 @@ class SharpnessAware:
         if not closures:
             raise ValueError("a step needs at least one closure")
         buffers = list(self.model.buffers())
-        before = _Snapshot(buffers)
+        before = Snapshot(buffers)
         taken = False
         try:
             report = self._sharp(closures, buffers) if perturb and self.rho > 0 else self._plain(closures)
@@ -138,13 +139,13 @@ class SharpnessAware:
         return StepReport(value, norm, None, None if finite else "first pass")
 
     def _sharp(self, closures: Sequence[Closure], buffers: Sequence[Tensor]) -> StepReport:
-        streams = _RandomStreams(self._device)
+        streams = RandomStreams(self._device)
         loss = self._pass(closures, synchronise=self.sync_perturbation)
         value, norm, finite = self._read(loss, self._ascent_norm())
         if not finite:
             self._give_up()
             return StepReport(value, norm, None, "first pass")
-        clean = _Snapshot(buffers)
+        clean = Snapshot(buffers)
         with self._perturbed(norm):
             try:
                 streams.rewind()
@@ -152,9 +153,9 @@ class SharpnessAware:
             finally:
                 clean.restore()
         worst_value, norm, finite = self._update(worst)
-        return StepReport(
-            value, norm, worst_value - value if finite else None, None if finite else "second pass"
-        )
+        if not finite:
+            return StepReport(value, norm, None, "second pass")
+        return StepReport(value, norm, worst_value - value, None)
 
     def _pass(self, closures: Sequence[Closure], *, synchronise: bool) -> Tensor:
         """Leave the mean gradient in `.grad` and return the mean loss, still on the device."""
@@ -183,27 +184,21 @@ class SharpnessAware:
         if not any(module.grad_checkpointing for module in self._recomputing):
             yield
             return
-        kept = _Snapshot(list(self.model.buffers()))
+        kept = Snapshot(list(self.model.buffers()))
         yield
         kept.restore()
 
     @torch.no_grad()
     def _ascent_norm(self) -> Tensor:
-        found = [parameter for parameter in self._perturbable if parameter.grad is not None]
-        gradients = [parameter.grad for parameter in found if parameter.grad is not None]
-        if not gradients:
-            raise RuntimeError(
-                "no parameter to perturb received a gradient: the loss does not depend on them"
-            )
+        found, gradients = _with_gradients(self._perturbable)
         return get_total_norm(torch._foreach_mul(found, gradients) if self.adaptive else gradients)
 
     @contextmanager
     def _perturbed(self, norm: float) -> Iterator[None]:
         """Add e(w) = rho · g / ‖g‖ (ASAM: rho · w²g / ‖wg‖); copy the old weights back whatever happens."""
-        moved = [parameter for parameter in self._perturbable if parameter.grad is not None]
-        gradients = [parameter.grad for parameter in moved if parameter.grad is not None]
+        moved, gradients = _with_gradients(self._perturbable)
         with torch.no_grad():
-            kept = _Snapshot(moved)
+            kept = Snapshot(moved)
             try:
                 if self.adaptive:
                     gradients = list(torch._foreach_mul(gradients, torch._foreach_mul(moved, moved)))
@@ -216,9 +211,7 @@ class SharpnessAware:
 
     def _update(self, loss: Tensor) -> tuple[float, float, bool]:
         """Unscale, judge, clip and step; return loss, norm and whether the step was taken."""
-        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
-        if not gradients:
-            raise RuntimeError("no parameter received a gradient: the loss does not depend on the network")
+        _, gradients = _with_gradients(self._trained)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         norm = get_total_norm(gradients)
@@ -257,31 +250,16 @@ class SharpnessAware:
         self.scaler.load_state_dict(state)
 
 
-class _Snapshot:
-    """Copies of tensors, and the way back into the same storage."""
+def _with_gradients(parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the parameters that have a gradient, and their gradients.
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._tensors = list(tensors)
-        self._copies = [tensor.detach().clone() for tensor in tensors]
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        if self._tensors:
-            torch._foreach_copy_(self._tensors, self._copies)
-
-
-class _RandomStreams:
-    """The random streams dropout draws from, to be drawn from twice."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cpu = torch.get_rng_state()
-        self._device = device if device.type == "cuda" else None
-        self._cuda = torch.cuda.get_rng_state(device) if self._device is not None else None
-
-    def rewind(self) -> None:
-        torch.set_rng_state(self._cpu)
-        if self._device is not None and self._cuda is not None:
-            torch.cuda.set_rng_state(self._cuda, self._device)
+    Raises:
+        RuntimeError: None has.
+    """
+    found = [parameter for parameter in parameters if parameter.grad is not None]
+    if not found:
+        raise RuntimeError("no parameter received a gradient: the loss does not depend on the network")
+    return found, [parameter.grad for parameter in found if parameter.grad is not None]
 
 
 def _norm_parameters(model: nn.Module, trained: Sequence[Tensor]) -> list[Tensor]:

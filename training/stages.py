@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,27 @@ import torch
 from rich.console import Console
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from pipeline.errors import InputError
-from training.checkpoint import ranked_weights
-from training.config import Settings, Stage
-from training.dataset import BlendedFaces, EpochSampler, choose_frames, collate, worker_init
+from training.checkpoint import drop_later, ranked_weights
+from training.config import Settings, Stage, without_effect
+from training.dataset import Batch, BlendedFaces, EpochSampler, check_records, choose_frames
 from training.ema import WeightAverage
 from training.index import FaceRecord, Split, index_hash, read_index
+from training.loader import blended_loader
 from training.loop import Run, fit, restore_state
 from training.networks import Detector
 from training.plots import plot_training
 from training.progress import Progress
-from training.run_folder import choose_folder, provenance_of, write_closing, write_opening
+from training.run_folder import (
+    choose_folder,
+    claimed,
+    go_on,
+    provenance_of,
+    read_provenance,
+    write_closing,
+    write_opening,
+)
 from training.run_log import RunLog, read_log
 from training.runtime import Runtime, start_runtime
 from training.sam import SharpnessAware
@@ -49,11 +57,12 @@ def train(
         InputError: anything about settings, data, weights or disk that a person can put right.
         Stopped: the run was asked to stop, and saved its state.
     """
-    with start_runtime(settings) as runtime:
+    with start_runtime(settings) as runtime, ExitStack() as stack:
         shown = console if runtime.is_main else None
         train_faces, val_faces = read_faces(settings)
-        folder, resumed = choose_folder(settings, stage, name, resume)
-        networks = build_networks(stage, settings, runtime)
+        folder, resumed = runtime.on_main(lambda: choose_folder(settings, stage, name, resume))
+        begun = read_provenance(folder) if resumed else None
+        networks = build_networks(stage, settings, runtime, begun)
         provenance = {**provenance_of(index_hash(settings.data)), **networks.origins}
         with Progress(shown, settings.epochs) as progress:
             validator = build_validator(val_faces, networks, settings, runtime)
@@ -62,33 +71,52 @@ def train(
             )
             introduce(run, train_faces, val_faces, resumed)
             if networks.teacher is not None:
-                gate = validator.gate(networks.teacher, settings.min_teacher_auc)
-                progress.say(f"teacher: validation AUC {gate.auc:.4f} (needed: {settings.min_teacher_auc})")
-                run.provenance["teacher_val_auc"] = gate.auc
+                run.provenance["teacher_val_auc"] = check_teacher(run, networks.teacher)
             if resumed:
                 restore_state(run)
-            elif runtime.is_main:
-                write_opening(folder, settings, stage, run.provenance)
-            with open_log(run, resumed) as run.log:
-                fit(run)
-        return conclude(run)
+            runtime.on_main(lambda: open_folder(run, stack, resumed))
+            fit(run)
+        return runtime.on_main(lambda: conclude(run))
 
 
-def open_log(run: Run, resumed: bool) -> AbstractContextManager[RunLog | None]:
-    """The run's log in the main process, nothing in the others."""
-    if not run.runtime.is_main:
-        return nullcontext()
-    return RunLog.open(run.folder, run.position.step if resumed else None)
+def check_teacher(run: Run, teacher: Detector) -> float:
+    """Put the teacher through the gate, in the main process alone, and return its validation AUC.
+
+    Raises:
+        InputError: it is too weak to teach.
+    """
+    needed = run.settings.min_teacher_auc
+    reached = run.runtime.on_main(lambda: run.validator.gate(teacher, needed))
+    run.progress.say(f"teacher: validation AUC {reached:.4f} (needed: {needed})")
+    return reached
+
+
+def open_folder(run: Run, stack: ExitStack, resumed: bool) -> None:
+    """Claim the run's folder until `stack` closes, write the opening or tidy up what comes after the state, and log.
+
+    Raises:
+        InputError: the folder is taken or cannot be written, or the data are not those the run began with.
+    """
+    stack.enter_context(claimed(run.folder))
+    if resumed:
+        run.provenance = go_on(run.folder, run.provenance)
+        drop_later(run.folder / "weights", run.position.epoch)
+    else:
+        write_opening(run.folder, run.settings, run.stage, run.provenance)
+    step = run.position.step if resumed else None
+    run.log = stack.enter_context(RunLog.open(run.folder, step, epochs_done=run.position.epoch))
 
 
 def read_faces(settings: Settings) -> tuple[list[FaceRecord], list[FaceRecord]]:
     """Real faces to train and to validate on.
 
     Raises:
-        InputError: no index, or a split without real faces.
+        InputError: no index, a split without real faces, or faces that do not fit their crops.
     """
     records = read_index(settings.data)
-    return _real_faces(records, "train", settings), _real_faces(records, "val", settings)
+    train_faces, val_faces = (_real_faces(records, split, settings) for split in ("train", "val"))
+    check_records([*train_faces, *val_faces], pixels=False)
+    return train_faces, val_faces
 
 
 def _real_faces(records: Sequence[FaceRecord], split: Split, settings: Settings) -> list[FaceRecord]:
@@ -187,7 +215,7 @@ def build_optimizer(learner: Detector, settings: Settings) -> torch.optim.Optimi
 
 def build_loader(
     faces: Sequence[FaceRecord], sizes: tuple[int, ...], settings: Settings, runtime: Runtime
-) -> tuple[EpochSampler, DataLoader[Any]]:
+) -> tuple[EpochSampler, Iterable[Batch]]:
     """The endless road of self-blended pairs: sampler and loader of this process."""
     pairs = settings.batch_size // 2
     blended = BlendedFaces(
@@ -201,19 +229,7 @@ def build_loader(
     sampler = EpochSampler(
         len(blended), seed=settings.seed, batch_size=pairs, rank=runtime.rank, world_size=runtime.world_size
     )
-    loader: DataLoader[Any] = DataLoader(
-        blended,
-        batch_size=pairs,
-        sampler=sampler,
-        collate_fn=collate,
-        num_workers=settings.workers,
-        worker_init_fn=worker_init,
-        persistent_workers=settings.workers > 0,
-        pin_memory=runtime.device.type == "cuda",
-        drop_last=True,
-        prefetch_factor=4 if settings.workers else None,
-    )
-    return sampler, loader
+    return sampler, blended_loader(blended, sampler, runtime, workers=settings.workers, keep_workers=True)
 
 
 def introduce(
@@ -225,6 +241,8 @@ def introduce(
         f"{run.stage}: {run.learner.spec.name} at {run.learner.spec.image_size} px on {run.runtime.device}, "
         f"{'resuming' if resumed else 'writing to'} {run.folder}"
     )
+    for line in without_effect(settings):
+        say(f"note: {line}")
     say(f"weights: {LoadReport.model_validate(run.provenance['weights'])}")
     if "teacher" in run.provenance:
         say(f"teacher: {LoadReport.model_validate(run.provenance['teacher'])}")
@@ -236,12 +254,19 @@ def introduce(
 
 
 def conclude(run: Run) -> Path:
-    """Draw the curves, mark the run as finished and return its best checkpoint."""
-    best = ranked_weights(run.folder / "weights")[0]
-    if run.runtime.is_main:
-        plot_training(read_log(run.folder), run.folder / "curves.png", title=run.folder.name)
-        write_closing(
-            run.folder, {"best": best.name, "steps": run.position.step, "skipped": run.position.skipped}
+    """Draw the curves, mark the run as finished and return its best checkpoint.
+
+    Raises:
+        InputError: no epoch left usable weights.
+    """
+    kept = ranked_weights(run.folder / "weights")
+    if not kept:
+        raise InputError(
+            f"{run.folder}: training diverged; after no epoch were the network's answers finite. Start afresh "
+            f"(--resume never) with a lower --set lr (now {run.settings.lr:g}) or --set precision=fp32"
         )
-        run.progress.say(f"best: {best}\ncurves: {run.folder / 'curves.png'}")
-    return best
+    plot_training(read_log(run.folder), run.folder / "curves.png", title=run.folder.name)
+    result = {"best": kept[0].name, "steps": run.position.step, "skipped": run.position.skipped}
+    write_closing(run.folder, result)
+    run.progress.say(f"best: {kept[0]}\ncurves: {run.folder / 'curves.png'}")
+    return kept[0]

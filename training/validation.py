@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader
 
 from pipeline.errors import InputError
 from pipeline.measures import auc, equal_error_rate
 from pipeline.scoring import p_fake
-from training.dataset import BlendedFaces, EpochSampler, collate, worker_init
+from training.dataset import BlendedFaces, EpochSampler
 from training.index import FaceRecord
+from training.loader import batches_of, blended_loader
 from training.networks import Detector
 from training.runtime import Runtime
 
@@ -84,17 +84,10 @@ class Validator:
         faces = BlendedFaces(
             records, sizes=sizes, seed=seed, phase="val", reference_quirks=reference_quirks, draws=draws
         )
-        pairs = batch_size // 2
-        order = EpochSampler(len(faces), seed=seed, batch_size=pairs, shuffle=False, drop_last=False)
-        self.loader = DataLoader(
-            faces,
-            batch_size=pairs,
-            sampler=order,
-            collate_fn=collate,
-            num_workers=workers,
-            worker_init_fn=worker_init,
-            pin_memory=runtime.device.type == "cuda",
+        order = EpochSampler(
+            len(faces), seed=seed, batch_size=batch_size // 2, shuffle=False, drop_last=False
         )
+        self.loader = blended_loader(faces, order, runtime, workers=workers)
         self.runtime = runtime
         self.teacher_logits: Tensor | None = None
 
@@ -103,8 +96,8 @@ class Validator:
         logits, labels = self.score(detector, 0)
         return measure_validation(logits, labels, self.teacher_logits)
 
-    def gate(self, teacher: Detector, minimum: float) -> Validation:
-        """Measure the teacher and remember its answers to compare the student with.
+    def gate(self, teacher: Detector, minimum: float) -> float:
+        """Return the teacher's AUC and remember its answers to compare the student with.
 
         Raises:
             InputError: its AUC is below `minimum`.
@@ -112,13 +105,14 @@ class Validator:
         logits, labels = self.score(teacher, -1)
         result = measure_validation(logits, labels, None)
         if result.auc is None or result.auc < minimum:
+            found = "undefined (its answers are not finite)" if result.auc is None else f"{result.auc:.4f}"
             raise InputError(
-                f"the teacher's AUC on the self-blended validation set is {result.auc}, below min_teacher_auc "
+                f"the teacher's AUC on the self-blended validation set is {found}, below min_teacher_auc "
                 f"{minimum}: it would teach the student nothing. Check teacher_weights and the data, train one with "
                 "`stillface train teacher`, or lower --set min_teacher_auc if you mean it"
             )
         self.teacher_logits = logits
-        return result
+        return result.auc
 
     @torch.no_grad()
     def score(self, detector: Detector, size_index: int) -> tuple[Tensor, Tensor]:
@@ -126,7 +120,7 @@ class Validator:
         was_training = detector.training
         detector.eval()
         logits, labels = [], []
-        for batch in self.loader:
+        for batch in batches_of(self.loader):
             with self.runtime.autocast():
                 answer = detector(batch.crops[size_index].to(self.runtime.device, non_blocking=True))
             logits.append(answer.float().cpu())

@@ -270,6 +270,19 @@ def test_rule_07_a_bad_loss_with_finite_gradients_is_skipped_too() -> None:
     assert_same(weights(model), before)
 
 
+@pytest.mark.parametrize("rho", [0.0, 0.05])
+def test_rule_07_a_finite_loss_with_bad_gradients_is_skipped_too(rho: float) -> None:
+    model = tiny()
+    before = weights(model)
+    report = SharpnessAware(model, sgd(model), rho=rho).step(
+        [lambda: closure_of(model, batch())() + (model.head.bias * 0).sum().sqrt()]  # d sqrt(x) at 0
+    )
+    assert math.isfinite(report.loss)
+    assert math.isnan(report.grad_norm)
+    assert report.skipped == "first pass"
+    assert_same(weights(model), before)
+
+
 def test_rule_07_one_bad_micro_batch_spoils_the_step() -> None:
     model = tiny()
     before = weights(model)
