@@ -331,14 +331,12 @@ def check_records(records: Sequence[FaceRecord], *, pixels: bool = True) -> None
 
     Args:
         records: Faces to check.
-        pixels: Also read every crop; otherwise it must be there, and the index is trusted for its size.
+        pixels: Also read every crop; otherwise the index is trusted for its size, which takes no time.
 
     Raises:
-        InputError: A stored crop is missing or (where read) broken, or its landmarks or box do not fit it.
+        InputError: Landmarks or box do not fit a crop, or (where it is read) it is missing or broken.
     """
     for record in records:
-        if not pixels and not record.path.is_file():
-            raise InputError(f"{record.path}: in the index, but no such file. Prepare the folder again.")
         blank = np.broadcast_to(np.uint8(0), (record.height, record.width, 3))
         image = load_crop(record) if pixels else blank
         try:

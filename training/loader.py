@@ -64,3 +64,6 @@ def batches_of(loader: Iterable[Batch]) -> Iterator[Batch]:
         if "DataLoader worker" not in str(error):
             raise
         raise LostWorkersError(str(error)) from error
+    except (EOFError, ConnectionError, FileNotFoundError) as error:
+        # a batch was announced, and its worker died before handing it over
+        raise LostWorkersError("a loader process has died while it handed over a batch") from error

@@ -248,7 +248,8 @@ def build_teacher(
         return detector, LoadReport(source="none", matched=0, total=len(detector.state_dict()))
     if name != TEACHER_NAME:
         raise InputError(
-            f"Self-blended-image weights belong to {TEACHER_NAME}, not to {name}. Drop one of the two."
+            f"{weights}: weights of self-blended-image training belong to {TEACHER_NAME}, the teacher is {name}. "
+            f"Set teacher to {TEACHER_NAME}, or give a checkpoint of {name} written by `stillface train teacher`."
         )
     path = Path(weights)
     sbi = read_sbi_weights(path)

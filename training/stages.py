@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,7 +34,7 @@ from training.run_folder import (
     write_opening,
 )
 from training.run_log import RunLog, read_log
-from training.runtime import Runtime, start_runtime
+from training.runtime import Runtime, seed_everything, start_runtime
 from training.sam import SharpnessAware
 from training.stage_networks import Networks, build_networks
 from training.validation import Validator
@@ -164,12 +165,17 @@ def assemble(
     """Wire the optimizer, SAM, the loader and the networks into a run that stands at its first step."""
     model: nn.Module = networks.learner
     if runtime.world_size > 1:
+        # said of kernels of 1x1, which lie in memory alike either way
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         model = DistributedDataParallel(
             model, device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None
         )
     optimizer = build_optimizer(networks.learner, settings)
     scaler = torch.amp.GradScaler(init_scale=512) if runtime.autocast_dtype == torch.float16 else None
     sampler, loader = build_loader(faces, networks.sizes, settings, runtime)
+    # Dropout's stream starts here: a control run draws the masks of the run with a teacher, however many random
+    # numbers building the networks took.
+    seed_everything(settings.seed + runtime.rank)
     return Run(
         settings=settings,
         stage=stage,
