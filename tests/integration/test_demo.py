@@ -57,3 +57,14 @@ def test_demo_splits_by_identity() -> None:
     assert trained
     assert measured
     assert not trained & measured
+
+
+def test_the_demos_networks_can_be_built_at_their_sizes() -> None:
+    from training.config import load_settings
+    from training.networks import build_student
+
+    settings = load_settings(ROOT / "configs" / "demo.json", "stage2")
+    build_student(settings.student, image_size=settings.image_size, pretrained=settings.pretrained)
+    build_student(
+        settings.teacher, image_size=settings.teacher_image_size, pretrained=settings.teacher_pretrained
+    )
