@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks import selfblend, train_step
 from pipeline.errors import InputError
 from pipeline.storage import write_whole
+from training.demo import CAVEAT
 from training.evaluation_report import EvaluationReport, compare
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +41,7 @@ def demo_table(results: Path) -> str:
     result = _read(results / "demo.json")
     reports = {name: EvaluationReport.model_validate(report) for name, report in result["reports"].items()}
     return (
-        f"{compare(reports)}\n\n{result['caveat']} (`{result['command']}`, {result['seconds'] / 60:.0f} minutes on "
+        f"{compare(reports)}\n\n{CAVEAT} (`{result['command']}`, {result['seconds'] / 60:.0f} minutes on "
         f"{result['platform']}; [result file](benchmarks/results/demo.json))"
     )
 

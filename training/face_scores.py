@@ -16,6 +16,7 @@ from pipeline.samples import Collected, collect
 from pipeline.scoring import p_fake
 from training.dataset import BlendedFaces, Key, LabelledFaces, collate, worker_init
 from training.index import FaceRecord
+from training.loader import batches_of
 from training.networks import Detector
 
 SELF_BLENDED = "self-blended"
@@ -55,7 +56,7 @@ def score_loader(
     detector.eval()
     logits, labels = [], []
     try:
-        for crops, truth, *_ in loader:
+        for crops, truth, *_ in batches_of(loader):
             fitting = _of_size(crops, detector.spec.image_size).to(device, non_blocking=True)
             logits.append(detector(fitting).double().cpu())
             labels.append(truth)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
 
 from pipeline.errors import InputError
-from training.dataset import Batch, BlendedFaces, EpochSampler, collate, worker_init
+from training.dataset import BlendedFaces, EpochSampler, collate, worker_init
 from training.runtime import Runtime
+
+T = TypeVar("T")
 
 
 class LostWorkersError(RuntimeError):
@@ -46,8 +48,8 @@ def blended_loader(
     )
 
 
-def batches_of(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """The loader's batches.
+def batches_of(loader: Iterable[T]) -> Iterator[T]:
+    """What the loader yields.
 
     Raises:
         InputError: a face cannot be used; in the words of the worker that found out, without its traceback.

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from training.checkpoint import CheckpointInfo, save_checkpoint
 from training.index import read_index, write_index
+from training.networks import Detector, NetworkSpec
 
 Script = Callable[..., tuple[int, str, str]]
 Written = Callable[..., Path]
@@ -98,6 +100,21 @@ def test_evaluating_what_is_no_checkpoint(run_script: Script, prepared: Path, tm
         "not a stillface checkpoint",
     )
     refused(run_script("stillface.py", "evaluate", "gone.pth", prepared), "gone.pth")
+
+
+def test_a_broken_crop_that_a_worker_finds_while_evaluating(
+    run_script: Script, store: Store, tmp_path: Path
+) -> None:
+    data = store(tmp_path / "data", {"test": 2})
+    detector = Detector(NetworkSpec(name="test_efficientnet", image_size=32))
+    info = CheckpointInfo(
+        stage="stage1", epoch=1, val_auc=0.5, threshold=0.5, network=detector.spec, config={}, provenance={}
+    )
+    save_checkpoint(tmp_path / "x.pth", detector.state_dict(), info)
+    victim = data / "test_0.jpg"
+    victim.write_bytes(victim.read_bytes()[:700])
+    outcome = run_script("stillface.py", "evaluate", "x.pth", data, "--self-blended", "--workers", "1")
+    refused(outcome, str(victim))
 
 
 def test_media_that_cannot_be_used_are_listed_by_reason(run_script: Script, tmp_path: Path) -> None:

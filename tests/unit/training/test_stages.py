@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from pipeline.errors import InputError
 from training.checkpoint import CheckpointInfo, save_checkpoint
@@ -210,6 +209,14 @@ def test_another_teacher_than_the_settings_say_is_refused(
         load_teacher(tiny(teacher_weights=str(path)))
 
 
+def test_a_teacher_or_a_first_stage_that_was_forgotten_is_refused(tiny: Make, tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "teacher.pth", size=48)
+    with pytest.raises(InputError, match="teacher_weights is not set, and a teacher with random weights"):
+        build_networks("stage2", tiny(), CPU)
+    with pytest.raises(InputError, match=r"would start without stage 1.*BEST\.pth.*or to .none."):
+        build_networks("stage2", tiny(teacher_weights=str(path), pretrained_student_weights=None), CPU)
+
+
 def test_a_teacher_that_is_no_detector_is_refused(tiny: Make, tmp_path: Path) -> None:
     path = tmp_path / "classifier.pth"
     torch.save(Detector(NetworkSpec(name="test_efficientnet", image_size=48)).backbone.state_dict(), path)
@@ -300,8 +307,3 @@ def test_a_run_without_usable_weights_does_not_end_well(tiny: Make, tmp_path: Pa
     with pytest.raises(InputError, match=r"training diverged.*lower --set lr \(now 0\.01\)"):
         conclude(run)
     assert not (tmp_path / "done.json").exists()
-
-
-def test_what_is_said_is_said_literally(capsys: pytest.CaptureFixture[str]) -> None:
-    Progress(Console(width=200), 1).say("writing to /data/[old]/x and [bold]")
-    assert capsys.readouterr().out == "writing to /data/[old]/x and [bold]\n"
