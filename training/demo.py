@@ -29,8 +29,8 @@ CLIPS = (
 )
 CAVEAT = (
     "Two actors prove that the road works, not that the detector is good: it learned from one face and was measured "
-    "on self-blended frames of one other. The video AUC compares one real video with one self-blended one, so it can only "
-    "be 0 or 1. No figure here says anything about deepfakes."
+    "on self-blended frames of one other. The video AUC compares one real video with one self-blended one, so it can "
+    "only be 0 or 1. No figure here says anything about deepfakes."
 )
 STAGES: tuple[tuple[Stage, str], ...] = (("teacher", "teacher"), ("stage1", "stage 1"), ("stage2", "stage 2"))
 
