@@ -309,7 +309,7 @@ def arguments(config: Path) -> tuple[str, ...]:
 
 def wait_for_state(process: subprocess.Popen[str], output: Path) -> Path:
     """The run's folder, once its state was saved for the first time."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         found = list(output.glob(f"x_*/{STATE}"))
         if found:

@@ -248,5 +248,5 @@ def test_the_older_torch_format_is_read_as_well(published: nn.Module, tmp_path: 
 
 
 def test_other_teachers_take_no_such_file(published_file: Path) -> None:
-    with pytest.raises(InputError, match="belong to tf_efficientnet_b4, not to tf_efficientnet_b0"):
+    with pytest.raises(InputError, match="belong to tf_efficientnet_b4, the teacher is tf_efficientnet_b0"):
         build_teacher(published_file, name="tf_efficientnet_b0", image_size=224)
