@@ -30,10 +30,10 @@ train-stage2 stage2: .venv/.ready ## stage 2: the student under the teacher
 	$(BIN)/python main_distillation.py $(CONFIG) -n distill_mobilevit $(ARGS)
 
 test: .venv/.ready ## every test, the slow ones too
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 $(ARGS)
 
 test-fast: .venv/.ready ## what a change is checked with while it is written
-	$(BIN)/pytest -m "not slow and not gpu" $(ARGS)
+	$(BIN)/pytest -n 2 -m "not slow and not gpu" $(ARGS)
 
 check: .venv/.ready ## lint, format, types, import rules, spelling, generated files
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
