@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import selfblend, train_step
+from benchmarks import train_step
 from pipeline.errors import InputError
 from pipeline.storage import write_whole
 from training.demo import CAVEAT
@@ -55,8 +55,7 @@ def speed_table(results: Path) -> str:
             "| what | result | command |",
             "| --- | --- | --- |",
             f"| one self-blended pair, {blend['sizes'][0]} px, from a 720x621 crop of a 1280x720 frame, reading "
-            f"included, one core ({blend['processor']}) | {ms['p50']:.1f} ms (p90 {ms['p90']:.1f}); the widely used "
-            f"generator took {selfblend.REFERENCE_MS:.0f} ms from the PNG frame on a machine of the same kind | "
+            f"included, one core ({blend['processor']}) | {ms['p50']:.1f} ms (p90 {ms['p90']:.1f}) | "
             f"`python -m benchmarks selfblend` |",
             f"| a training step of our loop against bare forward, backward and step "
             f"({step['settings']['student']} at {step['settings']['image_size']} px, batch "

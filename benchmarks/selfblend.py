@@ -26,8 +26,6 @@ from training.index import FaceRecord, read_index
 from training.selfblend import Pair, make_pair
 
 STAGES = ("read", "blend", "resize")
-REFERENCE_MS = 136.0
-"""The widely used implementation on one core: 380 px from a face in a 1280x720 PNG frame, crop 720x621."""
 
 _WARM_UP = 10
 
