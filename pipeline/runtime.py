@@ -1,0 +1,86 @@
+"""Runs an artefact in the runtime it was made for; the parity gate, the benchmark and the server all use these.
+
+Each runtime has a file of its own and is imported only when it is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError
+from pipeline.manifest import Artefact
+
+Crops = NDArray[np.uint8]
+"""RGB uint8 [N, H, W, 3]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a network says of N crops.
+
+    Attributes:
+        logits: float32 [N, 2], column 0 real, column 1 fake.
+        evidence: float32 [N, h, w], positive where a cell speaks for fake; None where the graph has none.
+    """
+
+    logits: NDArray[np.float32]
+    evidence: NDArray[np.float32] | None
+
+
+class Runtime(Protocol):
+    """An artefact, loaded. May be called from one thread at a time."""
+
+    @property
+    def label(self) -> str:
+        """Library, version and device, such as "onnxruntime 1.32.0 CPU"."""
+
+    def run(self, crops: Crops) -> Answer:
+        """Answer for a batch of crops, N >= 1.
+
+        Raises:
+            InputError: Another dtype, size or batch than the artefact takes.
+        """
+
+
+def open_artefact(folder: Path, artefact: Artefact, *, threads: int | None = None) -> Runtime:
+    """Load an artefact.
+
+    Args:
+        folder: The bundle's folder.
+        artefact: Its entry in the manifest.
+        threads: CPU threads of the runtime; None lets it take all cores.
+
+    Raises:
+        InputError: The runtime is not installed, this machine is not the one an engine was built for, or the
+            file cannot be loaded.
+    """
+    path = folder / artefact.files[0].path
+    if artefact.runtime == "onnxruntime":
+        from pipeline.runtime_onnx import OnnxRuntime
+
+        return OnnxRuntime(path, threads=threads)
+    if artefact.runtime == "openvino":
+        from pipeline.runtime_openvino import OpenVinoRuntime
+
+        return OpenVinoRuntime(path, threads=threads)
+    raise InputError(f"{artefact.name} needs {artefact.runtime}, which this stillface cannot run.")
+
+
+def check_crops(crops: Crops, image_size: int, max_batch: int | None = None) -> None:
+    """Refuse what a graph with a fixed square and uint8 input would misread.
+
+    Raises:
+        InputError: Another dtype, shape or batch.
+    """
+    shape = crops.shape
+    if crops.dtype != np.uint8 or len(shape) != 4 or shape[1:] != (image_size, image_size, 3) or not shape[0]:
+        raise InputError(
+            f"crops are {crops.dtype} {list(shape)}; expected uint8 [N, {image_size}, {image_size}, 3], N >= 1."
+        )
+    if max_batch is not None and shape[0] > max_batch:
+        raise InputError(f"a batch of {shape[0]} crops; this artefact takes at most {max_batch}.")

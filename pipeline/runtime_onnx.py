@@ -1,0 +1,80 @@
+"""ONNX Runtime: the runtime that every machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+from pipeline.errors import InputError
+from pipeline.runtime import Answer, Crops, check_crops
+
+CPU = "CPUExecutionProvider"
+_LOAD_ERRORS = (
+    errors.Fail,
+    errors.InvalidArgument,
+    errors.InvalidGraph,
+    errors.InvalidProtobuf,
+    errors.NoSuchFile,
+    errors.NotImplemented,
+    errors.RuntimeException,
+)
+
+
+class OnnxRuntime:
+    """An ONNX graph in ONNX Runtime.
+
+    Args:
+        path: The graph.
+        threads: Of one operator; None for one per core.
+        providers: Execution providers in order of preference. What was asked for must load: no silent CPU.
+        optimise: Let the runtime rewrite the graph; off for the parity chain's first ONNX link.
+
+    Raises:
+        InputError: The file cannot be loaded, is no graph of ours, or a provider is not to be had.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] = (CPU,),
+        optimise: bool = True,
+    ) -> None:
+        missing = set(providers) - set(onnxruntime.get_available_providers())
+        if missing:
+            raise InputError(
+                f"ONNX Runtime {onnxruntime.__version__} here has no {', '.join(sorted(missing))}; "
+                f"it has {', '.join(onnxruntime.get_available_providers())}."
+            )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.inter_op_num_threads = 1
+        # Spinning threads burn the cores that decode and find faces.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        level = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        except _LOAD_ERRORS as error:
+            raise InputError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
+        if self._session.get_providers()[0] != providers[0]:
+            raise InputError(
+                f"ONNX Runtime could not start {providers[0]} and fell back; check the GPU's driver."
+            )
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        self._outputs = [output.name for output in outputs]
+        if [i.name for i in inputs] != ["crops"] or self._outputs[:1] != ["logits"]:
+            raise InputError(f"{path} is not a graph of ours: expected crops -> logits[, evidence].")
+        self._size = int(inputs[0].shape[1])
+        self.label = f"onnxruntime {onnxruntime.__version__} {providers[0].removesuffix('ExecutionProvider')}"
+
+    def run(self, crops: Crops) -> Answer:
+        """Answer for crops uint8 [N, H, W, 3]; see `pipeline.runtime.Runtime`."""
+        check_crops(crops, self._size)
+        logits, *rest = self._session.run(self._outputs, {"crops": np.ascontiguousarray(crops)})
+        return Answer(logits, rest[0] if rest else None)

@@ -1,0 +1,1 @@
+"""Serves a bundle: pictures and videos in; faces, scores, verdicts and evidence out. No torch."""
