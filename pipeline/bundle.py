@@ -17,6 +17,7 @@ from pipeline.manifest import (
     Artefact,
     BundleFile,
     Manifest,
+    content_hash,
 )
 from pipeline.samples import Level
 from pipeline.scoring import Interval, OperatingPoint
@@ -52,6 +53,8 @@ class Bundle:
         rejected = next((item.reason for item in self.manifest.rejected if item.name == name), None)
         names = ", ".join(item.name for item in self.manifest.artefacts)
         why = f" It was rejected at export: {rejected}" if rejected else ""
+        if any(item.name == name for item in self.manifest.unproven):
+            why = f" It was built but not proven: run `stillface parity {self.folder}` on a machine that can run it."
         raise InputError(f"{self.folder} has no artefact {name!r}; it has {names}.{why}")
 
     def operating_point(self, level: Level, name: str | None = None) -> OperatingPoint:
@@ -97,7 +100,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Read a bundle's manifest without checking its files.
 
     Raises:
-        InputError: It is missing, not JSON, of another schema version, or has unknown or wrong entries.
+        InputError: It is missing, not JSON, of another schema version, has unknown or wrong entries, or was
+            changed after it was sealed.
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
@@ -115,12 +119,18 @@ def read_manifest(folder: Path) -> Manifest:
             "use the stillface that exported it, or export the checkpoint again."
         )
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise InputError(f"{path}: {where}: {first['msg']}{more}. Export the bundle again.") from error
+    if not manifest.id.endswith(content_hash(raw)):
+        raise InputError(
+            f"{path} is not as it was exported: its content does not belong to its id {manifest.id}. "
+            "Copy the bundle again, or export it again."
+        )
+    return manifest
 
 
 def files_of(manifest: Manifest) -> Iterator[BundleFile]:
@@ -129,6 +139,8 @@ def files_of(manifest: Manifest) -> Iterator[BundleFile]:
     for artefact in manifest.artefacts:
         yield from artefact.files
         yield artefact.parity.report
+    for unproven in manifest.unproven:
+        yield from unproven.files
     for rejected in manifest.rejected:
         if rejected.report is not None:
             yield rejected.report

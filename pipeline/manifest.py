@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -173,6 +176,8 @@ class Parity(_Model):
         max_abs_p: Largest difference of p_fake.
         flips: Decisions that differ, by operating point ("frame eer"), out of `compared`.
         compared: Crops compared.
+        measured_with: Runtime, version and device that ran it, such as "onnxruntime 1.32.0 CPU".
+        sqnr_db: Signal to quantisation noise of the logits; None where they are equal to the last bit.
         delta_auc: Frame AUC of the artefact minus PyTorch's on the labelled set.
         speedup: Time of the fp32 artefact of the same runtime over this one's, for reduced precision.
     """
@@ -184,6 +189,8 @@ class Parity(_Model):
     max_abs_p: float
     flips: dict[str, int]
     compared: int = Field(gt=0)
+    measured_with: str | None = None
+    sqnr_db: float | None = None
     delta_auc: float | None = None
     speedup: float | None = None
 
@@ -244,6 +251,27 @@ class Rejected(_Model):
     report: BundleFile | None = None
 
 
+class Unproven(_Model):
+    """An artefact that was built where it cannot run, such as an engine built without a GPU.
+
+    It is no `Artefact`: nothing can serve it. `stillface parity BUNDLE`, run on a machine that can run it,
+    measures it and turns it into an artefact or a rejected one.
+
+    Attributes:
+        name, runtime, precision, files, max_batch, engine, notes: As for an `Artefact`.
+        reason: Why it could not be measured.
+    """
+
+    name: ArtefactName
+    runtime: RuntimeName
+    precision: Precision
+    files: tuple[BundleFile, ...] = Field(min_length=1)
+    reason: str
+    max_batch: int | None = Field(default=None, ge=1)
+    engine: EngineFacts | None = None
+    notes: tuple[str, ...] = ()
+
+
 class MeasuredOn(_Model):
     """The metrics of the bundle and the data they come from.
 
@@ -281,7 +309,7 @@ class Manifest(_Model):
 
     schema_version: Literal[1] = 1
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}-[0-9a-f]{12}$")
-    """Network and the first 12 digits of the hash over all artefacts and the calibration."""
+    """Network and the first 12 digits of the hash over all the rest of the manifest; see `sealed_id`."""
     network: NetworkFacts
     crop: CropRule
     face_finder: FaceFinderRule
@@ -289,6 +317,7 @@ class Manifest(_Model):
     calibration: ScoreCalibration
     artefacts: tuple[Artefact, ...] = Field(min_length=1)
     rejected: tuple[Rejected, ...] = ()
+    unproven: tuple[Unproven, ...] = ()
     measured: MeasuredOn
     training: TrainingFacts
     packages: dict[str, str]
@@ -298,7 +327,29 @@ class Manifest(_Model):
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Manifest:
-        names = [artefact.name for artefact in self.artefacts]
+        names = [artefact.name for artefact in self.artefacts] + [item.name for item in self.unproven]
         if len(set(names)) < len(names):
             raise ValueError(f"two artefacts share a name: {names}")
         return self
+
+
+UNSEALED_ID = "unsealed-000000000000"
+"""The id of a manifest that is still being put together."""
+
+
+def sealed(manifest: Manifest) -> Manifest:
+    """The same manifest with the id that belongs to its content; a bundle with any other id is not opened."""
+    name = manifest.network.name.partition(".")[0].lower()
+    content = json.loads(manifest.model_dump_json())
+    return manifest.model_copy(update={"id": f"{name}-{content_hash(content)}"})
+
+
+def content_hash(content: Mapping[str, Any]) -> str:
+    """First 12 hex digits of the SHA-256 over a manifest's JSON without its id, keys sorted, no spaces.
+
+    It is taken of the JSON as it stands and not of the model, so that a field that a later version adds with
+    a default does not change the id of older bundles.
+    """
+    rest = {key: value for key, value in content.items() if key != "id"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
