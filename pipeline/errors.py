@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 BAD_INPUT = 2
+NOT_PROVEN = 3
 INTERRUPTED = 130
 
 
@@ -19,6 +20,14 @@ class InputError(ValueError):
     """
 
 
+class CannotRunHereError(InputError):
+    """An artefact may be sound, but this machine lacks what runs it: a package, a GPU, the GPU it was built for."""
+
+
+class NotProvenError(Exception):
+    """Something exported does not do what was trained; the message names it and the broken link. Exit code 3."""
+
+
 class Stopped(Exception):  # noqa: N818 - a stop that was asked for, not an error
     """Work was asked to stop by a signal and has put itself away; `exit_code` is 128 + the signal (130, 143)."""
 
@@ -28,11 +37,13 @@ class Stopped(Exception):  # noqa: N818 - a stop that was asked for, not an erro
 
 
 def run_command(command: Callable[[], object]) -> NoReturn:
-    """Run a command line and exit: 0 done, 2 bad input or full disk, 130 interrupted; else the traceback."""
+    """Run a command line and exit: 0 done, 2 bad input or full disk, 3 not proven, 130 interrupted; else the traceback."""
     try:
         command()
     except InputError as error:
         _leave(f"error: {error}", BAD_INPUT)
+    except NotProvenError as error:
+        _leave(f"not proven: {error}", NOT_PROVEN)
     except Stopped as stop:
         _leave(str(stop), stop.exit_code)
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError
+from pipeline.errors import CannotRunHereError, InputError
 from pipeline.manifest import Artefact
 
 Crops = NDArray[np.uint8]
@@ -56,8 +56,8 @@ def open_artefact(folder: Path, artefact: Artefact, *, threads: int | None = Non
         threads: CPU threads of the runtime; None lets it take all cores.
 
     Raises:
-        InputError: The runtime is not installed, this machine is not the one an engine was built for, or the
-            file cannot be loaded.
+        CannotRunHereError: The runtime is not installed, or there is no GPU or another than the engine's.
+        InputError: The file cannot be loaded.
     """
     path = folder / artefact.files[0].path
     if artefact.runtime == "onnxruntime":
@@ -68,7 +68,7 @@ def open_artefact(folder: Path, artefact: Artefact, *, threads: int | None = Non
         from pipeline.runtime_openvino import OpenVinoRuntime
 
         return OpenVinoRuntime(path, threads=threads)
-    raise InputError(f"{artefact.name} needs {artefact.runtime}, which this stillface cannot run.")
+    raise CannotRunHereError(f"{artefact.name} needs {artefact.runtime}, which this stillface cannot run.")
 
 
 def check_crops(crops: Crops, image_size: int, max_batch: int | None = None) -> None:

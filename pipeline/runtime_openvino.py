@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import InputError
+from pipeline.errors import CannotRunHereError, InputError
 from pipeline.runtime import Answer, Crops, check_crops
 
 
@@ -19,14 +19,15 @@ class OpenVinoRuntime:
         precision: Arithmetic the plug-in may use where the model is float: "f32" keeps what was exported.
 
     Raises:
-        InputError: OpenVINO is not installed, or the model cannot be loaded or is none of ours.
+        CannotRunHereError: OpenVINO is not installed.
+        InputError: The model cannot be loaded or is none of ours.
     """
 
     def __init__(self, path: Path, *, threads: int | None = None, precision: str = "f32") -> None:
         try:
             import openvino
         except ImportError as error:
-            raise InputError(
+            raise CannotRunHereError(
                 f"{path} needs OpenVINO, which is not installed: `pip install openvino`, "
                 "or choose another artefact of the bundle."
             ) from error

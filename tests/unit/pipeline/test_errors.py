@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from pipeline.errors import InputError, Stopped, run_command
+from pipeline.errors import CannotRunHereError, InputError, NotProvenError, Stopped, run_command
 
 
 def leaving(error: BaseException | None, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
@@ -29,6 +29,12 @@ def test_bad_input_is_told_in_its_own_words(capsys: pytest.CaptureFixture[str]) 
         2,
         "error: x.json: no such file; give one\n",
     )
+
+
+def test_what_is_not_proven_has_a_code_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    broken = NotProvenError("onnx-int8: onnx -> onnx-int8")
+    assert leaving(broken, capsys) == (3, "not proven: onnx-int8: onnx -> onnx-int8\n")
+    assert leaving(CannotRunHereError("no GPU"), capsys) == (2, "error: no GPU\n")
 
 
 @pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143)])
