@@ -37,7 +37,7 @@ class Stopped(Exception):  # noqa: N818 - a stop that was asked for, not an erro
 
 
 def run_command(command: Callable[[], object]) -> NoReturn:
-    """Run a command line and exit: 0 done, 2 bad input or full disk, 3 not proven, 130 interrupted; else the traceback."""
+    """Run a command line and exit: 0 done, 2 bad input or full disk, 3 not proven, 130 interrupted, else traceback."""
     try:
         command()
     except InputError as error:
