@@ -196,27 +196,37 @@ class Parity(_Model):
 
 
 class EngineFacts(_Model):
-    """What a serialized engine is bound to; compared before it is ever deserialized.
+    """What a serialized engine is bound to; compared before it is ever deserialized (`pipeline.engine_check`).
 
     Attributes:
-        runtime_version: Version of the library that built it.
-        compute_capability: "8.9", or "any" for an engine built ahead of time for several GPUs.
+        runtime_version: Version of the library that built it; no other one opens it.
+        compute_capabilities: What it was built for: one, such as "8.9", or several where it was built ahead of time.
         device: Name of the GPU it was built on; None when it was built without one.
-        driver: Driver version at build time.
-        platform: "linux-x86_64".
-        profile: Smallest, optimal and largest batch.
-        onnx_sha256: Hash of the graph it was built from.
-        layer_types: Number of layers by data type, from the engine inspector.
+        driver: Highest CUDA version that GPU's driver knew, such as "13.0"; None without a GPU.
+        platform: "linux-x86_64"; "any" where the library says that its engines move between platforms.
+        profiles: Smallest, optimal and largest batch, of each optimization profile.
+        onnx_sha256: Hash of the graph it was built from; None when it was built from PyTorch's own.
+        tf32: Whether its float32 products may be rounded to 10-bit mantissas.
+        layer_types: Layers of the built engine by the narrowest type they read; a layer fused of many counts once,
+            and once per profile.
+        weight_layer_types: Of these, the ones that hold weight matrices, by the type of those.
     """
 
     runtime_version: str
-    compute_capability: str
+    compute_capabilities: tuple[str, ...] = Field(min_length=1)
     device: str | None
     driver: str | None
     platform: str
-    profile: tuple[int, int, int]
-    onnx_sha256: Sha256
+    profiles: tuple[tuple[int, int, int], ...] = Field(min_length=1)
+    onnx_sha256: Sha256 | None
+    tf32: bool = False
     layer_types: dict[str, int] = Field(default_factory=dict)
+    weight_layer_types: dict[str, int] = Field(default_factory=dict)
+
+    @property
+    def max_batch(self) -> int:
+        """Largest batch of any profile."""
+        return max(largest for _, _, largest in self.profiles)
 
 
 class Artefact(_Model):

@@ -68,7 +68,18 @@ def open_artefact(folder: Path, artefact: Artefact, *, threads: int | None = Non
         from pipeline.runtime_openvino import OpenVinoRuntime
 
         return OpenVinoRuntime(path, threads=threads)
-    raise CannotRunHereError(f"{artefact.name} needs {artefact.runtime}, which this stillface cannot run.")
+    if artefact.runtime in ("tensorrt", "tensorrt-rtx"):
+        from pipeline.runtime_tensorrt import TensorRtRuntime
+
+        if artefact.engine is None:
+            raise InputError(
+                f"{artefact.name} has no `engine` entry in the manifest. Export the bundle again."
+            )
+        return TensorRtRuntime(path, artefact.engine, library=artefact.runtime, name=artefact.name)
+    raise CannotRunHereError(
+        f"{artefact.name} needs {artefact.runtime}, which a server cannot run: it has no torch. "
+        "Choose another artefact of the bundle."
+    )
 
 
 def check_crops(crops: Crops, image_size: int, max_batch: int | None = None) -> None:
