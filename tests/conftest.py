@@ -11,7 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError
+from tests.bundles import write_bundle, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -152,3 +157,28 @@ def run_script(
         return int(left.value.code or 0), shown.out, shown.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def portraits() -> list[NDArray[np.uint8]]:
+    """Real faces: the first frames of two clips, RGB 1280x720. They are third-party files, fetched once."""
+    from pipeline import assets
+    from pipeline.video import sample_frames
+
+    try:
+        clips = [assets.fetch(name) for name in ("clip_01", "clip_03")]
+    except InputError as error:
+        pytest.skip(f"needs third-party files that cannot be fetched here: {error}")
+    return [next(iter(sample_frames(clip, 1))).image for clip in clips]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a small random network whose scores differ from face to face."""
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "01_0.5000_val.pth")
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of that network; not to be changed, copy it for that."""
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "bundle", checkpoint)

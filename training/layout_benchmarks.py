@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import InputError
+from pipeline.media_files import VIDEO_SUFFIXES, walk_files
 from training.index import Split
-from training.media import VIDEO_SUFFIXES, MediaItem, read_json, walk_files
+from training.media import MediaItem, read_json
 
 _CELEB_FOLDERS: dict[str, Literal[0, 1]] = {"Celeb-real": 0, "YouTube-real": 0, "Celeb-synthesis": 1}
 _CELEB_LIST = "List_of_testing_videos.txt"

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.media_files import VIDEO_SUFFIXES, walk_files
 from training.index import SPLITS, Split
-from training.media import VIDEO_SUFFIXES, MediaItem, read_json, walk_files
+from training.media import MediaItem, read_json
 
 COMPRESSIONS = ("raw", "c23", "c40")
 

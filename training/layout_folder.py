@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from pipeline.errors import InputError
+from pipeline.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, walk_files
 from training.index import Split
-from training.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, MediaItem, walk_files
+from training.media import MediaItem
 
 LABELS_FILE = "labels.csv"
 COLUMNS = ("path", "label", "split", "identity", "method")

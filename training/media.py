@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import InputError
 from training.index import Split
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-VIDEO_SUFFIXES = frozenset(
-    {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,30 +78,6 @@ def check_share(val_share: float) -> None:
     """
     if not 0.0 <= val_share < 1.0:
         raise InputError(f"The validation share must be 0 or more and below 1, not {val_share}.")
-
-
-def walk_files(folder: Path, suffixes: frozenset[str], *, exclude: Path | None = None) -> Iterator[Path]:
-    """All files below a folder with one of the suffixes (in any case), in sorted order.
-
-    Hidden files and folders are passed over; links to folders are followed, each real folder once.
-
-    Args:
-        folder: Where to look.
-        suffixes: Lower-case suffixes with their dot.
-        exclude: A folder not to enter.
-    """
-    seen: set[str] = set()
-    barred = exclude.resolve() if exclude else None
-    for parent, names, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen or (barred is not None and Path(real) == barred):
-            names.clear()
-            continue
-        seen.add(real)
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
-                yield Path(parent) / name
 
 
 def read_json(path: Path) -> Any:

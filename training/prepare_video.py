@@ -16,10 +16,11 @@ from pipeline.crop import MAX_TRAIN_MARGIN, Box, Window, tight_window
 from pipeline.errors import InputError
 from pipeline.faces import FaceFinder, keep_prominent
 from pipeline.images import read_image, save_image
+from pipeline.media_files import IMAGE_SUFFIXES
 from pipeline.video import sample_frames
 from training.index import FaceRecord
 from training.landmarks import Landmarker
-from training.media import IMAGE_SUFFIXES, MediaItem
+from training.media import MediaItem
 from training.stored_landmarks import best_box, load_boxes, load_landmarks
 
 _LOOSE = (0.5, 1.0, 0.5, 0.4)

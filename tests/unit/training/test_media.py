@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
-from training.media import IMAGE_SUFFIXES, MediaItem, assign_splits, read_json, walk_files
+from pipeline.media_files import IMAGE_SUFFIXES, walk_files
+from training.media import MediaItem, assign_splits, read_json
 
 
 def item(video: str, identity: str | None = None, split: str | None = None) -> MediaItem:
