@@ -19,10 +19,10 @@ from pipeline.crop import Window, crop_face, tight_window
 from pipeline.faces import Face, FaceFinder, keep_prominent
 from pipeline.quality import Quality, rate
 from pipeline.runtime import Answer, Crops
-from pipeline.samples import Level
 from pipeline.scoring import (
     FrameScores,
     Interval,
+    Level,
     OperatingPoint,
     Verdict,
     VideoScore,

@@ -19,8 +19,7 @@ from pipeline.manifest import (
     Manifest,
     content_hash,
 )
-from pipeline.samples import Level
-from pipeline.scoring import Interval, OperatingPoint
+from pipeline.scoring import Interval, Level, OperatingPoint
 
 _CHUNK = 1 << 20
 

@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from pipeline.crop import TEST_MARGIN
 from pipeline.metrics_report import MetricsReport
-from pipeline.samples import Level
-from pipeline.scoring import DEFAULT_RULE, Interval, OperatingPoint, Share, check_rule
+from pipeline.scoring import DEFAULT_RULE, Interval, Level, OperatingPoint, Share, check_rule
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.samples import Level
-from pipeline.scoring import OperatingPoint
+from pipeline.scoring import Level, OperatingPoint
 
 
 class _Model(BaseModel):

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.errors import InputError
 from pipeline.measures import check_probabilities, check_samples
-from pipeline.scoring import DEFAULT_RULE, FrameScores, check_rule, video_score
+from pipeline.scoring import DEFAULT_RULE, FrameScores, Level, check_rule, video_score
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
-Level = Literal["frame", "video"]
 
 
 @dataclass(frozen=True, slots=True)

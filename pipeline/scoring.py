@@ -21,6 +21,8 @@ from pipeline.errors import InputError
 Floats = NDArray[np.float64]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Interval = tuple[float, float]
+Level = Literal["frame", "video"]
+"""Frames and pictures, or videos: the two levels at which everything is measured."""
 
 PROMINENT_SHARE = 0.5
 """A face counts when its area is at least this share of the largest face in the same frame."""
@@ -233,7 +235,7 @@ class OperatingPoint(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
-    level: Literal["frame", "video"]
+    level: Level
     threshold: float
     fpr: Share
     tpr: Share

@@ -147,23 +147,22 @@ def table_of(predictions: Sequence[Prediction], seconds: float) -> Table:
     """Predictions for a person to read."""
     files = "1 file" if len(predictions) == 1 else f"{len(predictions)} files"
     table = Table(caption=f"{files} in {seconds:.1f} s", caption_justify="left")
-    for name in ("file", "verdict", "score", "faces", "frames", "why"):
-        table.add_column(
-            name, overflow="fold", justify="right" if name in ("score", "faces", "frames") else "left"
-        )
+    table.add_column("file", overflow="fold")
+    table.add_column("verdict")
+    for name in ("score", "threshold", "faces", "frames"):
+        table.add_column(name, justify="right", no_wrap=True)
     for item in predictions:
         result = item.result
         if result is None:
-            table.add_row(item.path, "error", "", "", "", item.error or "")
+            table.add_row(f"{item.path}\n{item.error}", "error")
             continue
-        score = "" if result.score is None else f"{result.score:.4f}"
-        used = result.aggregation
+        point, used = result.operating_point, result.aggregation
         table.add_row(
             item.path,
             result.verdict.value,
-            score,
+            "" if result.score is None else f"{result.score:.4f}",
+            f"{point.threshold:.4f} ({point.name})",
             str(used.faces),
             f"{used.frames_used}/{used.frames}",
-            result.reason,
         )
     return table

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.samples import Level
-from pipeline.scoring import Verdict
+from pipeline.scoring import Level, Verdict
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Pixels = tuple[float, float, float, float]

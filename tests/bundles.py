@@ -34,10 +34,11 @@ def write_checkpoint(path: Path, *, seed: int = 3, size: int = SIZE) -> Path:
     return path
 
 
-def write_bundle(folder: Path, checkpoint: Path, *, name: str = "test") -> Path:
+def write_bundle(folder: Path, checkpoint: Path) -> Path:
     """A bundle with the artefact "onnx" of a checkpoint."""
     from pipeline import assets
     from pipeline.bundle import describe_file, sha256_of
+    from pipeline.manifest import UNSEALED_ID
     from training.checkpoint import load_detector
 
     detector, info = load_detector(checkpoint)
@@ -51,7 +52,7 @@ def write_bundle(folder: Path, checkpoint: Path, *, name: str = "test") -> Path:
     spec = info.network
     manifest = {
         "schema_version": 1,
-        "id": f"{name}-{sha256_of(graph)[:12]}",
+        "id": UNSEALED_ID,
         "network": {
             "name": spec.name,
             "image_size": spec.image_size,
@@ -99,10 +100,10 @@ def write_bundle(folder: Path, checkpoint: Path, *, name: str = "test") -> Path:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Store a manifest as a bundle's, checked."""
-    from pipeline.manifest import MANIFEST_NAME, Manifest
+    """Store a manifest as a bundle's, checked and sealed."""
+    from pipeline.manifest import MANIFEST_NAME, Manifest, sealed
 
-    text = Manifest.model_validate(manifest).model_dump_json(indent=1)
+    text = sealed(Manifest.model_validate(manifest)).model_dump_json(indent=1)
     (folder / MANIFEST_NAME).write_text(text)
 
 

@@ -173,6 +173,17 @@ def portraits() -> list[NDArray[np.uint8]]:
 
 
 @pytest.fixture(scope="session")
+def clip() -> Path:
+    """A video of a speaking face, 1280x720."""
+    from pipeline import assets
+
+    try:
+        return assets.fetch("clip_01")
+    except InputError as error:
+        pytest.skip(f"needs third-party files that cannot be fetched here: {error}")
+
+
+@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a small random network whose scores differ from face to face."""
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "01_0.5000_val.pth")
