@@ -156,6 +156,8 @@ class TensorRtRuntime:
             raise RuntimeError(
                 f"no execution context for profile {profile}: {'; '.join(self._log.errors) or 'no reason given'}"
             )
+        # Engines are built talkative so that their layers can be counted; running ones need not be.
+        context.nvtx_verbosity = self._api.ProfilingVerbosity.NONE
         ask(self._cuda.cudaStreamSynchronize(self._stream))
         return context
 
