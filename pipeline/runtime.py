@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import CannotRunHereError, InputError
-from pipeline.manifest import Artefact
+from pipeline.manifest import Artefact, Unproven
 
 Crops = NDArray[np.uint8]
 """RGB uint8 [N, H, W, 3]."""
@@ -47,12 +47,13 @@ class Runtime(Protocol):
         """
 
 
-def open_artefact(folder: Path, artefact: Artefact, *, threads: int | None = None) -> Runtime:
+def open_artefact(folder: Path, artefact: Artefact | Unproven, *, threads: int | None = None) -> Runtime:
     """Load an artefact.
 
     Args:
         folder: The bundle's folder.
-        artefact: Its entry in the manifest.
+        artefact: Its entry in the manifest. A server opens what `Bundle.artefact` gives, which is proven; the
+            parity gate opens what is not yet.
         threads: CPU threads of the runtime; None lets it take all cores.
 
     Raises:

@@ -104,7 +104,7 @@ def plot_training(events: Sequence[Event], path: Path, title: str = "Training") 
         raise InputError("the log holds no losses and no validation scores yet; let the run do a step first.")
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = _figure(4.8 * columns, 3.0 * rows + 0.5, title)
+    figure = figure_of(4.8 * columns, 3.0 * rows + 0.5, title)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
     for axes, panel in zip(grid.flat, panels, strict=False):
         _draw_panel(axes, panel, events)
@@ -113,7 +113,7 @@ def plot_training(events: Sequence[Event], path: Path, title: str = "Training") 
     for axes in grid.flat[max(0, len(panels) - columns) : len(panels)]:
         axes.set_xlabel("step")
         axes.tick_params(labelbottom=True)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _series(events: Sequence[Event], line: Line) -> tuple[Floats, Floats]:
@@ -125,7 +125,7 @@ def _series(events: Sequence[Event], line: Line) -> tuple[Floats, Floats]:
 
 
 def _draw_panel(axes: Axes, panel: Panel, events: Sequence[Event]) -> None:
-    _style(axes)
+    style(axes)
     unit = f" ({panel.unit})" if panel.unit not in ("", "%") else ""
     axes.set_title(panel.title + unit, loc="left", fontsize=10, color=INK)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -213,16 +213,16 @@ def plot_roc(levels: Sequence[tuple[Samples, LevelReport]], path: Path, title: s
     Raises:
         InputError: a level has one class only.
     """
-    figure = _figure(5.2 * len(levels), 5.4, title)
+    figure = figure_of(5.2 * len(levels), 5.4, title)
     grid = figure.subplots(1, len(levels), squeeze=False)
     for axes, (samples, report) in zip(grid.flat, levels, strict=True):
         _need_both_classes(samples)
         _draw_roc(axes, samples, report)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _draw_roc(axes: Axes, samples: Samples, report: LevelReport) -> None:
-    _style(axes)
+    style(axes)
     curves = RankedScores(samples.scores, samples.labels).curves()
     grid = np.linspace(0, 1, 201)
     band = roc_band(samples.scores, samples.labels, samples.videos, grid, resamples=400)
@@ -266,15 +266,15 @@ def _mark_points(axes: Axes, report: LevelReport) -> None:
 
 def plot_scores(levels: Sequence[Samples], path: Path, title: str, *, threshold: float | None = None) -> Path:
     """Histogram of the scores of real and fake samples, one panel per level, with the threshold if given."""
-    figure = _figure(5.2 * len(levels), 3.9, title)
+    figure = figure_of(5.2 * len(levels), 3.9, title)
     grid = figure.subplots(1, len(levels), squeeze=False)
     for axes, samples in zip(grid.flat, levels, strict=True):
         _draw_histogram(axes, samples, threshold)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _draw_histogram(axes: Axes, samples: Samples, threshold: float | None) -> None:
-    _style(axes)
+    style(axes)
     edges = np.linspace(0, 1, 41 if samples.scores.size >= 1000 else 21)
     for label, name, colour, left in ((0, "real", BLUE, 0.22), (1, "fake", VERMILION, 0.45)):
         scores = samples.scores[samples.labels == label]
@@ -311,10 +311,10 @@ def _mark_threshold(axes: Axes, threshold: float) -> None:
 
 def plot_reliability(levels: Sequence[LevelReport], path: Path, title: str) -> Path:
     """Mean score of each equal-mass bin against its share of fakes; honest scores are on the diagonal."""
-    figure = _figure(5.2 * len(levels), 5.4, title)
+    figure = figure_of(5.2 * len(levels), 5.4, title)
     grid = figure.subplots(1, len(levels), squeeze=False)
     for axes, report in zip(grid.flat, levels, strict=True):
-        _style(axes)
+        style(axes)
         axes.plot((0, 1), (0, 1), color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
         axes.text(0.62, 0.58, "honest", rotation=45, color="#888888", fontsize=8.5, ha="center", va="center")
         mean = [item.mean_score for item in report.reliability]
@@ -326,7 +326,7 @@ def plot_reliability(levels: Sequence[LevelReport], path: Path, title: str) -> P
         axes.set_title(
             f"per {report.level}:  ECE {_with_interval(report.ece)}", loc="left", fontsize=10, color=INK
         )
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _with_interval(estimate: Estimate) -> str:
@@ -343,7 +343,8 @@ def _need_both_classes(samples: Samples) -> None:
         raise InputError(f"an ROC curve is {reason}; give real and fake samples.")
 
 
-def _figure(width: float, height: float, title: str) -> Figure:
+def figure_of(width: float, height: float, title: str) -> Figure:
+    """An empty figure of our look; inches."""
     layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.08)
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout=layout)
     FigureCanvasAgg(figure)
@@ -351,7 +352,8 @@ def _figure(width: float, height: float, title: str) -> Figure:
     return figure
 
 
-def _style(axes: Axes) -> None:
+def style(axes: Axes) -> None:
+    """Give axes our look."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(colors=INK, labelsize=8.5, length=3)
@@ -359,7 +361,8 @@ def _style(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_whole(path, buffer.getvalue())

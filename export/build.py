@@ -1,0 +1,87 @@
+"""Makes each format from what it is made of; one small function per format, libraries imported inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from export.formats import FORMATS, Format
+from export.labelled_crops import LabelledCrops
+from pipeline.errors import InputError
+from pipeline.manifest import EngineFacts
+from training.networks import Detector
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A format's files, the first of which is opened, and what to know of them; see `pipeline.manifest.Artefact`."""
+
+    files: tuple[Path, ...]
+    max_batch: int | None = None
+    engine: EngineFacts | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Ingredients:
+    """What formats are made from.
+
+    Attributes:
+        detector: The trained network.
+        folder: Each format is written to a folder of its name below this one.
+        metadata: Facts to keep in every graph.
+        gather_ranges: Gives the crops from which int8 ranges are taken; called once, if at all.
+        threads: CPU threads of what is run while building; None for all cores.
+        built: What was made so far, by format.
+    """
+
+    detector: Detector
+    folder: Path
+    metadata: dict[str, str]
+    gather_ranges: Callable[[], LabelledCrops]
+    threads: int | None = None
+    built: dict[str, Built] = field(default_factory=dict)
+
+    @cached_property
+    def ranges(self) -> LabelledCrops:
+        """Crops from which int8 ranges are taken."""
+        return self.gather_ranges()
+
+    @property
+    def range_notes(self) -> tuple[str, ...]:
+        """What the int8 ranges were taken from; nothing where no format needed any."""
+        return self.ranges.notes if "ranges" in self.__dict__ else ()
+
+    def path(self, item: Format) -> Path:
+        """Where a format's main file goes; its folder exists."""
+        folder = self.folder / item.name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"model{item.suffix}"
+
+
+def build(item: Format, ingredients: Ingredients) -> Built:
+    """Make one format and remember it for those made from it.
+
+    Raises:
+        InputError: It cannot be made from this network or on this machine.
+    """
+    if item.name not in _BUILDERS:
+        raise InputError(f"{item.name} cannot be made by this stillface; leave it out of --formats.")
+    if item.made_from != "checkpoint" and item.made_from not in ingredients.built:
+        build(FORMATS[item.made_from], ingredients)
+    made = _BUILDERS[item.name](item, ingredients)
+    ingredients.built[item.name] = made
+    return made
+
+
+def _onnx(item: Format, ingredients: Ingredients) -> Built:
+    from export.onnx_graph import CPU_OPSET, write_onnx
+
+    path = ingredients.path(item)
+    write_onnx(ingredients.detector, path, opset=CPU_OPSET, metadata=ingredients.metadata)
+    return Built((path,), notes=(f"opset {CPU_OPSET}",))
+
+
+_BUILDERS: dict[str, Callable[[Format, Ingredients], Built]] = {"onnx": _onnx}

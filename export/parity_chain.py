@@ -1,0 +1,216 @@
+"""Walks the chain from PyTorch to each artefact, one link at a time, and names the first that breaks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.differences import Difference, difference, drawn_flips, face_flips, labelled_deltas
+from export.parity_gate import broken_bounds
+from export.parity_inputs import ParityInputs
+from export.parity_report import LinkReport, Repeat
+from pipeline.manifest import Precision, ScoreCalibration
+from pipeline.runtime import Answer, Crops
+from pipeline.scoring import p_fake
+
+BATCH = 16
+LARGEST_BATCH = 32
+"""The gate's `max` batch for a runtime that takes any."""
+PYTORCH = "torch fp32"
+Places = NDArray[np.int64]
+
+
+class Runs(Protocol):
+    """What a link needs of a runtime; `pipeline.runtime.Runtime` is one."""
+
+    @property
+    def label(self) -> str:
+        """Library, version and device."""
+
+    def run(self, crops: Crops) -> Answer:
+        """Answer for a batch of crops."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Answers for some of the inputs: their places, int64 [M] rising, and what was said of them."""
+
+    places: Places
+    answer: Answer
+
+    def at(self, places: Places) -> Answer:
+        """Answers for those of the places that were given, which must be among them."""
+        return _pick(self.answer, np.searchsorted(self.places, places))
+
+
+class ParityChain:
+    """Measures links against one reference.
+
+    Args:
+        inputs: What every link is shown.
+        calibration: Temperature and operating points.
+        rule: From frames to videos.
+        reference: The reference's answers for all inputs.
+        label: What gave them.
+    """
+
+    def __init__(
+        self,
+        inputs: ParityInputs,
+        calibration: ScoreCalibration,
+        rule: str,
+        reference: Answer,
+        label: str = PYTORCH,
+    ) -> None:
+        self.inputs, self.calibration, self.rule = inputs, calibration, rule
+        self.label = label
+        self.links: dict[str, LinkReport] = {}
+        self.answers: dict[str, Answered] = {label: Answered(np.arange(len(inputs)), reference)}
+
+    def measure(
+        self,
+        name: str,
+        runtime: Runs,
+        precision: Precision,
+        *,
+        before: str,
+        max_batch: int | None = None,
+        faces: int | None = None,
+    ) -> LinkReport:
+        """Run one form of the network over the inputs and compare.
+
+        Args:
+            name: Of the link.
+            runtime: Its runtime, open.
+            precision: Decides the gate.
+            before: Name of the link it was made from, measured already, or of the reference.
+            max_batch: Largest batch it takes.
+            faces: Show it only so many of the faces; None shows all.
+        """
+        start = time.perf_counter()
+        places = np.arange(len(self.inputs)) if faces is None else self.inputs.thinned(faces)
+        answer = run_in_batches(runtime, self.inputs.crops[places], min(BATCH, max_batch or BATCH))
+        self.answers[name] = Answered(places, answer)
+        repeat = measure_repeat(
+            runtime, self.inputs.crops[places], answer, self.calibration.temperature, max_batch
+        )
+        link = self._compare(name, runtime.label, precision, before, repeat, time.perf_counter() - start)
+        link = link.model_copy(update={"broken": broken_bounds(link)})
+        self.links[name] = link
+        return link
+
+    def path_to(self, name: str) -> tuple[str, ...]:
+        """Names of the links from the reference to this one, both included."""
+        path = [name]
+        while path[-1] != self.label:
+            before = self.links[path[-1]].before
+            path.append(before or self.label)
+        return tuple(reversed(path))
+
+    def first_broken(self, name: str) -> str | None:
+        """The first link on the way to `name` that breaks its gate, as "A -> B"; None where none does."""
+        for link in self.path_to(name)[1:]:
+            if self.links[link].broken:
+                return f"{self.links[link].before} -> {link}"
+        return None
+
+    def _compare(
+        self, name: str, label: str, precision: Precision, before: str, repeat: Repeat, seconds: float
+    ) -> LinkReport:
+        mine = self.answers[name]
+        places, temperature = mine.places, self.calibration.temperature
+        reference = self.answers[self.label].at(places)
+        common = np.intersect1d(places, self.answers[before].places)
+        kinds = self.inputs.kinds[places]
+        count = int(np.searchsorted(places, self.inputs.labelled_count))
+        finite = bool(np.isfinite(mine.answer.logits).all())
+        points = self.calibration.operating_points
+        flips = (
+            drawn_flips(points, reference.logits[count:], mine.answer.logits[count:], temperature)
+            if finite
+            else ()
+        )
+        deltas = None
+        if self.inputs.labelled is not None and finite:
+            shown = self.inputs.labelled.at(places[:count])
+            logits = reference.logits[:count], mine.answer.logits[:count]
+            flips += face_flips(points, shown, *logits, temperature, self.rule)
+            if len(shown) == len(self.inputs.labelled):
+                deltas = labelled_deltas(shown, *logits, temperature)
+
+        def between(inside: Places) -> Difference:
+            return difference(_pick(reference, inside), _pick(mine.answer, inside), temperature)
+
+        return LinkReport(
+            name=name,
+            before=before,
+            runtime=label,
+            precision=precision,
+            overall=between(np.arange(places.size)),
+            faces=between(np.arange(count)) if count else None,
+            kinds={str(kind): between(np.flatnonzero(kinds == kind)) for kind in dict.fromkeys(kinds)},
+            from_before=difference(self.answers[before].at(common), mine.at(common), temperature),
+            flips=flips,
+            deltas=deltas,
+            repeat=repeat,
+            seconds=seconds,
+        )
+
+
+def run_in_batches(runtime: Runs, crops: Crops, batch: int = BATCH) -> Answer:
+    """Answers for crops [N, ...], a batch at a time; the last may be smaller."""
+    answers = [runtime.run(crops[start : start + batch]) for start in range(0, len(crops), batch)]
+    maps = [answer.evidence for answer in answers if answer.evidence is not None]
+    return Answer(
+        np.concatenate([answer.logits for answer in answers]),
+        np.concatenate(maps) if len(maps) == len(answers) else None,
+    )
+
+
+def measure_repeat(
+    runtime: Runs, crops: Crops, expected: Answer, temperature: float, max_batch: int | None = None
+) -> Repeat:
+    """Ask for the same crops in batches of 1, 2, 7, the largest, and an odd one after it; then once more.
+
+    Args:
+        runtime: Open.
+        crops: uint8 [N, ...].
+        expected: What it said of them before.
+        temperature: Of the scores.
+        max_batch: Largest batch it takes; None for any.
+    """
+    largest = min(max_batch or LARGEST_BATCH, len(crops))
+    sizes = [min(size, largest) for size in (1, 2, 7, largest, 5)]
+    logit, p = 0.0, 0.0
+    for size in sizes:
+        change = _change(expected.logits[:size], runtime.run(crops[:size]).logits, temperature)
+        logit, p = max(logit, change[0]), max(p, change[1])
+    again = [runtime.run(crops[: sizes[2]]).logits for _ in range(2)]
+    rerun = _change(again[0], again[1], temperature)
+    return Repeat(
+        batches=tuple(sizes),
+        max_abs_logit=logit,
+        max_abs_p=p,
+        rerun_max_abs_logit=rerun[0],
+        rerun_max_abs_p=rerun[1],
+    )
+
+
+def _change(
+    first: NDArray[np.floating], second: NDArray[np.floating], temperature: float
+) -> tuple[float, float]:
+    """Largest change of a logit and of p_fake over the rows where both are finite."""
+    fine = np.isfinite(first).all(axis=1) & np.isfinite(second).all(axis=1)
+    if not fine.any():
+        return 0.0, 0.0
+    scores = [p_fake(logits[fine], temperature) for logits in (first, second)]
+    return float(np.abs(first[fine] - second[fine]).max()), float(np.abs(scores[0] - scores[1]).max())
+
+
+def _pick(answer: Answer, places: Sequence[int] | Places) -> Answer:
+    return Answer(answer.logits[places], None if answer.evidence is None else answer.evidence[places])

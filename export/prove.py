@@ -1,0 +1,123 @@
+"""Turns what was built into what may be served: an unproven artefact becomes a proven one, or is rejected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from export.formats import FORMATS
+from export.parity_chain import ParityChain, Runs
+from export.parity_report import ArtefactVerdict, LinkReport
+from export.speed_gate import speedup
+from pipeline.errors import CannotRunHereError, InputError
+from pipeline.manifest import Artefact, BundleFile, Parity, Unproven
+from pipeline.runtime import open_artefact
+
+PROGRAM = "torch.export program"
+ONNX_OFF = "onnx, optimiser off"
+SOME_FACES = 96
+"""So many faces are shown to links that are only bounded number by number; all of them where AUC is bounded."""
+
+Opened = dict[str, Runs]
+"""Runtimes that are open, by artefact: the fp32 one is needed again to time the others against."""
+
+
+def prove(
+    chain: ParityChain, item: Unproven, folder: Path, opened: Opened, *, threads: int | None = None
+) -> ArtefactVerdict:
+    """Measure one artefact and decide.
+
+    Args:
+        chain: With the links measured that it was made from.
+        item: What was built.
+        folder: Of the bundle.
+        opened: Runtimes opened so far; this one is added.
+        threads: CPU threads.
+    """
+    return prove_with(
+        chain,
+        item,
+        lambda: open_artefact(folder, item, threads=threads),
+        opened,
+        before=link_before(chain, item),
+    )
+
+
+def prove_with(
+    chain: ParityChain, item: Unproven, open_it: Callable[[], Runs], opened: Opened, *, before: str
+) -> ArtefactVerdict:
+    """As `prove`, with the way to open it and the link before it given."""
+    try:
+        runtime = open_it()
+    except CannotRunHereError as error:
+        return ArtefactVerdict(name=item.name, verdict="unproven", reason=str(error), notes=item.notes)
+    except InputError as error:
+        here = f"{before} -> {item.name}"
+        return ArtefactVerdict(
+            name=item.name, verdict="broken", reason=str(error), first_broken=here, notes=item.notes
+        )
+    opened[item.name] = runtime
+    faces = None if item.precision == "int8" else SOME_FACES
+    chain.measure(item.name, runtime, item.precision, before=before, max_batch=item.max_batch, faces=faces)
+    links, first = chain.path_to(item.name), chain.first_broken(item.name)
+    verdict = ArtefactVerdict(name=item.name, verdict="passed", links=links, notes=item.notes)
+    if first is not None:
+        why = "; ".join(chain.links[first.rpartition(" -> ")[2]].broken)
+        return verdict.model_copy(
+            update={"verdict": "broken", "reason": f"{first}: {why}", "first_broken": first}
+        )
+    full = opened.get(full_precision(item))
+    if item.precision != "int8" or full is None:
+        return verdict
+    gain = speedup(full, runtime, chain.inputs.crops)
+    if gain > 1:
+        return verdict.model_copy(update={"speedup": gain})
+    reason = f"not worth it: {gain:.2f} times the speed of fp32 in {item.runtime} on this machine"
+    return verdict.model_copy(update={"verdict": "not worth it", "reason": reason, "speedup": gain})
+
+
+def link_before(chain: ParityChain, item: Unproven) -> str:
+    """The link an artefact was made from, as far as it is in the chain; else the reference itself."""
+    source = FORMATS[item.name].made_from
+    wanted = PROGRAM if source == "checkpoint" else source
+    return wanted if wanted in chain.links else chain.label
+
+
+def full_precision(item: Unproven) -> str:
+    """The fp32 format of the same runtime."""
+    return next(
+        (name for name, kind in FORMATS.items() if kind.runtime == item.runtime and kind.precision == "fp32"),
+        "",
+    )
+
+
+def proven(item: Unproven, files: tuple[BundleFile, ...], parity: Parity) -> Artefact:
+    """The artefact that passed, where it now lies."""
+    return Artefact(
+        name=item.name,
+        runtime=item.runtime,
+        precision=item.precision,
+        files=files,
+        max_batch=item.max_batch,
+        parity=parity,
+        engine=item.engine,
+        notes=item.notes,
+    )
+
+
+def parity_of(link: LinkReport, verdict: ArtefactVerdict, artefact_sha256: str, report: BundleFile) -> Parity:
+    """The manifest's summary of a link that passed."""
+    on = "faces" if link.faces is not None else "drawn"
+    return Parity(
+        passed=verdict.verdict == "passed",
+        artefact_sha256=artefact_sha256,
+        report=report,
+        max_abs_logit=link.overall.max_abs,
+        max_abs_p=link.overall.max_abs_p,
+        flips={flip.point: flip.flips for flip in link.flips if flip.on == on},
+        compared=link.overall.count,
+        measured_with=link.runtime,
+        sqnr_db=(link.faces or link.overall).sqnr_db,
+        delta_auc=None if link.deltas is None else link.deltas.auc.value,
+        speedup=verdict.speedup,
+    )
