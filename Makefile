@@ -2,10 +2,13 @@
 PYTHON ?= python3
 CONFIG ?= configs/config_SBI.json
 BIN := .venv/bin
+CHECKPOINT ?= output/demo/runs/stage2_*/weights/BEST.pth
+CALIBRATION ?= output/demo/data
+BUNDLE ?= output/bundle
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check format train-teacher train-stage1 train-stage2 stage1 stage2 bench-selfblend bench-train-step
+.PHONY: help setup demo test test-fast check format train-teacher train-stage1 train-stage2 stage1 stage2 export parity bench-selfblend bench-train-step
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -28,6 +31,12 @@ train-stage1 stage1: .venv/.ready ## stage 1: the student alone
 
 train-stage2 stage2: .venv/.ready ## stage 2: the student under the teacher
 	$(BIN)/python main_distillation.py $(CONFIG) -n distill_mobilevit $(ARGS)
+
+export: .venv/.ready ## checkpoint -> proven bundle; by default the demo's newest student (CHECKPOINT=, CALIBRATION=, BUNDLE=)
+	$(BIN)/stillface export "$(CHECKPOINT)" --calibration "$(CALIBRATION)" --out "$(BUNDLE)" $(ARGS)
+
+parity: .venv/.ready ## measure a bundle's files again on this machine (BUNDLE=)
+	$(BIN)/stillface parity "$(BUNDLE)" $(ARGS)
 
 test: .venv/.ready ## every test, the slow ones too
 	$(BIN)/pytest -n 2 $(ARGS)

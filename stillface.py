@@ -1,9 +1,10 @@
-"""The one command-line door: `stillface prepare|train|evaluate|predict|serve|…` forwards to the packages' own."""
+"""The one command-line door: `stillface prepare|train|evaluate|export|serve|…` forwards to the packages' own."""
 
 from __future__ import annotations
 
 import typer
 
+from export.__main__ import app as export_app
 from pipeline.errors import run_command
 from serving.__main__ import app as serving_app
 from training.__main__ import app as training_app
@@ -14,6 +15,7 @@ app = typer.Typer(
     help="Distil a face-forgery detector into a network that can be deployed, and measure it.",
 )
 app.add_typer(training_app)
+app.add_typer(export_app)
 app.add_typer(serving_app)
 
 

@@ -227,7 +227,7 @@ def _notes(
 ) -> tuple[str, ...]:
     videos = [len({record.video for record in records}) for records in (reals, fakes)]
     notes = [
-        f"{len(reals)} real faces of {videos[0]} videos and {len(fakes)} {kind} fakes of {videos[1]}, split {split}"
+        f"{len(reals)} real faces of {videos[0]} video(s) and {len(fakes)} {kind} fakes of {videos[1]}, split {split}"
     ]
     if kind == SELF_BLENDED:
         notes.append(

@@ -33,7 +33,7 @@ def model_card(manifest: Manifest) -> str:
         "## Limits",
         _limits(manifest),
         "## Licences of the weights",
-        *(f"- {line}" for line in licences(training.provenance)),
+        "\n".join(f"- {line}" for line in licences(training.provenance)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -76,7 +76,7 @@ def _data(manifest: Manifest) -> str:
     frame = measured.metrics.overall.frame
     text = (
         f"Prepared folder `{measured.data}` (index `{measured.data_sha256}`), split {measured.split}: "
-        f"{frame.real} real frames of {frame.real_videos} videos, {frame.fake} {measured.fakes} fakes of "
+        f"{frame.real} real frames of {frame.real_videos} video(s), {frame.fake} {measured.fakes} fakes of "
         f"{frame.fake_videos}. Temperature and thresholds were fitted on the very same data, so the figures below "
         "flatter them; measure a test set once with `stillface evaluate`."
     )
@@ -93,7 +93,7 @@ def _measures(manifest: Manifest) -> str:
         return [name, *(show(getattr(level, pick)) for level in levels)]
 
     rows = [row("AUC", "auc"), row("EER", "eer"), row("average precision", "average_precision")]
-    rows += [row("ECE", "ece"), row("Brier score", "brier")]
+    rows += [row("ECE at this mix of classes", "ece"), row("Brier score", "brier")]
     return table(["measure", "per frame", "per video"], rows)
 
 

@@ -318,7 +318,7 @@ class Manifest(_Model):
 
     schema_version: Literal[1] = 1
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}-[0-9a-f]{12}$")
-    """Network and the first 12 digits of the hash over all the rest of the manifest; see `sealed_id`."""
+    """Network and the first 12 digits of the hash over all the rest of the manifest; see `sealed`."""
     network: NetworkFacts
     crop: CropRule
     face_finder: FaceFinderRule
