@@ -73,6 +73,21 @@ def export(
     export_bundle(settings, Console(soft_wrap=True))
 
 
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Everything found, as one JSON object.")] = False,
+) -> None:
+    """Say which formats this machine can build and run, and the command for what is missing."""
+    from export.doctor import diagnose, show
+    from export.machine import examine_machine
+
+    diagnosis = diagnose(examine_machine())
+    if as_json:
+        typer.echo(diagnosis.model_dump_json(indent=2))
+    else:
+        show(diagnosis, Console())
+
+
 def main() -> None:
     """Run the command line."""
     run_command(app)

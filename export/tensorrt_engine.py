@@ -30,7 +30,7 @@ from pipeline.engine_check import ANY_PLATFORM, facts_path, this_platform
 from pipeline.errors import InputError
 from pipeline.manifest import EngineFacts, Precision
 from pipeline.storage import write_whole
-from pipeline.tensorrt_library import Library, LibraryName, engine_log, open_library
+from pipeline.tensorrt_library import RTX_TARGETS, Library, LibraryName, engine_log, open_library
 
 Profile = tuple[int, int, int]
 """Smallest, best and largest batch."""
@@ -41,9 +41,6 @@ PROFILES: Final[dict[LibraryName, tuple[Profile, ...]]] = {
     # Kernels are compiled for the batches that come where it runs; a second profile would only double the file.
     "tensorrt-rtx": ((1, 8, 32),),
 }
-RTX_TARGETS: Final = ("8.0", "8.6", "8.9", "12.0", "12.1")
-"""Ampere, Ada and Blackwell. Turing (7.5) would need a build of its own and has no products in float32."""
-
 logger = logging.getLogger(__name__)
 
 

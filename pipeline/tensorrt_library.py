@@ -8,11 +8,17 @@ from __future__ import annotations
 import importlib
 import logging
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from pipeline.errors import CannotRunHereError, InputError
 
 LibraryName = Literal["tensorrt", "tensorrt-rtx"]
+
+RTX_TARGETS: Final = ("8.0", "8.6", "8.9", "12.0", "12.1")
+"""Compute capabilities that engines of TensorRT for RTX are built for: Ampere, Ada and Blackwell.
+
+Turing (7.5) would need a build of its own and has no products in float32.
+"""
 
 _MODULES: dict[LibraryName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx_bindings"}
 _OLDEST: dict[LibraryName, tuple[int, int]] = {"tensorrt": (10, 15), "tensorrt-rtx": (1, 5)}

@@ -10,11 +10,12 @@ import onnx
 import onnxruntime
 import pytest
 
-from export.tensorrt_engine import PROFILES, RTX_TARGETS, BuiltEngine, build_engine, cast_first
+from export.tensorrt_engine import PROFILES, BuiltEngine, build_engine, cast_first
 from export.tensorrt_qdq import add_qdq
 from pipeline.engine_check import read_facts
 from pipeline.errors import InputError
 from pipeline.manifest import Precision
+from pipeline.tensorrt_library import RTX_TARGETS
 from tests.unit.export.drawn_graph import CONVOLUTIONS, draw_graph, drawn_crops
 
 LIMITS = {"scaled": 1.0, "silu": 2.0, "sum": 3.0}
