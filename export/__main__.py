@@ -88,6 +88,40 @@ def doctor(
         show(diagnosis, Console())
 
 
+@app.command()
+def parity(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    calibration: Annotated[
+        Path | None, typer.Option(help="Prepared folder whose faces are shown too; int8 needs them.")
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="The checkpoint it was exported from, to compare with PyTorch itself.")
+    ] = None,
+    split: Annotated[Split, typer.Option(help="Part of the folder.")] = Split.val,
+    images: Annotated[int, typer.Option(min=2, help="About how many labelled crops.")] = 300,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one per core.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the blends.")] = 5,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Measure only; leave the bundle as it is.")
+    ] = False,
+) -> None:
+    """Measure a bundle's stored files again, on this machine; what passes for the first time may then be served."""
+    from export.reprove import ProofSettings, prove_bundle
+    from training.checkpoint import resolve_weights
+
+    settings = ProofSettings(
+        bundle=bundle,
+        checkpoint=None if checkpoint is None else resolve_weights(checkpoint),
+        data=calibration,
+        split=split.value,
+        images=images,
+        seed=seed,
+        threads=threads,
+        write=not dry_run,
+    )
+    prove_bundle(settings, Console(soft_wrap=True))
+
+
 def main() -> None:
     """Run the command line."""
     run_command(app)

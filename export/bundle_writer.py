@@ -88,13 +88,13 @@ def settle(
         if verdict is None:
             raise ValueError(f"no verdict on {item.name}")
         if verdict.verdict == "passed" and link is not None:
-            files = _move(folder, item, ARTEFACTS)
+            files = move(folder, item, ARTEFACTS)
             artefacts.append(proven(item, files, parity_of(link, verdict, files[0].sha256, written)))
         elif verdict.verdict == "unproven":
-            files = _move(folder, item, UNPROVEN)
+            files = move(folder, item, UNPROVEN)
             unproven.append(item.model_copy(update={"files": files, "reason": verdict.reason or item.reason}))
         else:
-            _move(folder, item, REJECTED)
+            move(folder, item, REJECTED)
             rejected.append(reject(folder, verdict, report))
     return tuple(artefacts), tuple(rejected), tuple(unproven)
 
@@ -120,7 +120,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     return final
 
 
-def _move(folder: Path, item: Unproven, where: str) -> tuple[BundleFile, ...]:
+def move(folder: Path, item: Unproven, where: str) -> tuple[BundleFile, ...]:
     """Move an artefact's folder to `where`/NAME and describe its files anew."""
     source = (folder / item.files[0].path).parent
     target = folder / where / item.name

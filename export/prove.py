@@ -7,6 +7,7 @@ from pathlib import Path
 
 from export.formats import FORMATS
 from export.parity_chain import ParityChain, Runs
+from export.parity_gate import GATES
 from export.parity_report import ArtefactVerdict, LinkReport
 from export.speed_gate import speedup
 from pipeline.errors import CannotRunHereError, InputError
@@ -15,6 +16,7 @@ from pipeline.runtime import open_artefact
 
 PROGRAM = "torch.export program"
 ONNX_OFF = "onnx, optimiser off"
+_NEEDS_FACES = "reduced to int8 it can only be proven on faces: give --calibration DATA"
 SOME_FACES = 96
 """So many faces are shown to links that are only bounded number by number; all of them where AUC is bounded."""
 
@@ -57,6 +59,8 @@ def prove_with(
             name=item.name, verdict="broken", reason=str(error), first_broken=here, notes=item.notes
         )
     opened[item.name] = runtime
+    if chain.inputs.labelled is None and GATES[item.precision].needs_faces:
+        return ArtefactVerdict(name=item.name, verdict="unproven", reason=_NEEDS_FACES, notes=item.notes)
     faces = None if item.precision == "int8" else SOME_FACES
     chain.measure(item.name, runtime, item.precision, before=before, max_batch=item.max_batch, faces=faces)
     links, first = chain.path_to(item.name), chain.first_broken(item.name)
@@ -88,6 +92,22 @@ def full_precision(item: Unproven) -> str:
     return next(
         (name for name, kind in FORMATS.items() if kind.runtime == item.runtime and kind.precision == "fp32"),
         "",
+    )
+
+
+def as_unproven(item: Artefact | Unproven) -> Unproven:
+    """An artefact as it was before it was proven, to be measured anew."""
+    if isinstance(item, Unproven):
+        return item
+    return Unproven(
+        name=item.name,
+        runtime=item.runtime,
+        precision=item.precision,
+        files=item.files,
+        reason="to be measured again",
+        max_batch=item.max_batch,
+        engine=item.engine,
+        notes=item.notes,
     )
 
 
