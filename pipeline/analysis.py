@@ -20,6 +20,7 @@ from pipeline.faces import Face, FaceFinder, keep_prominent
 from pipeline.quality import Quality, rate
 from pipeline.runtime import Answer, Crops
 from pipeline.scoring import (
+    DEFAULT_RULE,
     FrameScores,
     Interval,
     Level,
@@ -246,18 +247,20 @@ class Analyser:
             frames: In time order.
             level: "frame" for a picture, "video" for a video.
             operating_point: Name of one of the bundle's; None: its default.
-            rule: How frames become a video's score; None: the bundle's.
+            rule: How faces and frames become one score; None: the bundle's for a video, the highest face for
+                a picture.
 
         Raises:
             InputError: No such operating point at this level, or no such rule.
         """
         point = self.bundle.operating_point(level, operating_point)
         band = self.bundle.abstain_band(point)
-        own_rule = self.bundle.manifest.aggregation.rule
+        # thresholds for frames are fitted on the highest face, whatever rule makes a video's score
+        own_rule = DEFAULT_RULE if level == "frame" else self.bundle.manifest.aggregation.rule
         aggregate = video_score([frame.for_scoring() for frame in frames], rule or own_rule)
         verdict = judge(aggregate.score, point.threshold, band)
         notes = [] if point.note is None else [f"operating point {point.name}: {point.note}"]
-        if level == "video" and aggregate.rule != own_rule:
+        if aggregate.rule != own_rule:
             notes.append(f"the thresholds were fitted for the rule {own_rule}, not for {aggregate.rule}")
         return Conclusion(
             verdict, _reason(aggregate, point, band, verdict), level, aggregate, point, band, tuple(notes)

@@ -38,16 +38,17 @@ def analyse_image(
     *,
     max_batch: int | None = None,
     operating_point: str | None = None,
+    rule: str | None = None,
 ) -> Analysis:
     """Analyse one picture: a file, a file's bytes, or RGB uint8 [H, W, 3].
 
     Raises:
-        InputError: It cannot be read, or there is no such operating point.
+        InputError: It cannot be read, or there is no such operating point or rule.
     """
     started = time.perf_counter()
     image, decode = _timed(lambda: source if isinstance(source, np.ndarray) else read_image(source))
     frame = _score(analyser, runtime, image, max_batch, timings={"decode": decode})
-    conclusion = analyser.conclude([frame], "frame", operating_point=operating_point)
+    conclusion = analyser.conclude([frame], "frame", operating_point=operating_point, rule=rule)
     return Analysis((frame,), conclusion, total_timings([frame], started))
 
 

@@ -33,7 +33,7 @@ def predict(
         str | None, typer.Option(help="Threshold by name, such as eer or fpr-1%; by default the bundle's.")
     ] = None,
     aggregation: Annotated[
-        str | None, typer.Option(help="How frames become a video's score; by default the bundle's rule.")
+        str | None, typer.Option(help="How faces and frames become one score; by default the bundle's rule.")
     ] = None,
     frames: Annotated[
         int | None, typer.Option(min=1, max=10_000, help="Frames per video; by default the bundle's number.")
@@ -63,6 +63,47 @@ def predict(
     failed = sum(prediction.error is not None for prediction in done)
     if failed:
         raise InputError(f"{failed} of {len(done)} files could not be analysed; see above.")
+
+
+@app.command()
+def serve(
+    bundle: BundleFolder,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; by default only this machine.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port, by default 8000.")] = None,
+    artefact: ArtefactName = None,
+    keys: Annotated[Path | None, typer.Option(help="File of API keys, as `stillface key` writes it.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value, for instance max_inflight=64; `--settings` lists them."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--settings", help="List the settings and leave.")] = False,
+) -> None:
+    """Serve a bundle over HTTP. Settings come from options, --set, or STILLFACE_SERVE_<NAME>."""
+    from serving.settings import load_settings, settings_table
+
+    given = {"bundle": bundle, "host": host, "port": port, "artefact": artefact, "keys": keys}
+    settings = load_settings(given, set_ or ())
+    if show:
+        Console().print(settings_table(settings))
+        return
+    from serving.run import serve as run
+
+    run(settings)
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="Whose key it is; stands in logs.")],
+    keys: Annotated[Path, typer.Option(help="Key file; made if it does not exist.")] = Path("keys.json"),
+    per_minute: Annotated[int, typer.Option(min=1, help="Requests a minute.")] = 600,
+    admin: Annotated[bool, typer.Option("--admin", help="May reload the bundle.")] = False,
+) -> None:
+    """Make an API key. It is shown once; the file holds only its hash."""
+    from serving.keys import add_key
+
+    typer.echo(add_key(keys, name, per_minute=per_minute, admin=admin))
 
 
 def main() -> None:

@@ -222,3 +222,37 @@ class Job(_Model):
     expires_at: str | None = Field(description="When the result is deleted; null while it is not finished.")
     result: VideoResult | None = None
     problem: Problem | None = None
+
+
+class OfferedPoint(_Model):
+    """An operating point that a request may name."""
+
+    name: str
+    level: Level
+    threshold: float
+    fpr: Share
+    tpr: Share
+    note: str | None = None
+
+
+class BundleFacts(_Model):
+    """What is served, what may be chosen, and what is allowed."""
+
+    bundle: BundleUsed
+    network: str = Field(examples=["mobilevitv2_200"])
+    image_size: int = Field(description="Side of the square that the network sees, in pixels.")
+    has_evidence: bool
+    operating_points: list[OfferedPoint]
+    default_point: str
+    aggregations: list[str]
+    default_aggregation: str
+    frames: int = Field(description="Frames of a video looked at by default.")
+    measured_on: str = Field(description="Which data the rates come from.")
+    notes: list[str] = Field(description="What to keep in mind about the thresholds.")
+    limits: dict[str, int | float] = Field(description="Of this server: bytes, pixels, seconds, counts.")
+
+
+class Health(_Model):
+    """Whether the server is alive or ready."""
+
+    status: Literal["alive", "ready"]

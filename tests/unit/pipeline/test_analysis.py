@@ -102,6 +102,20 @@ def test_the_verdict_follows_threshold_and_band(
         verdict(2.0, "strict")
 
 
+def test_a_picture_of_two_is_judged_by_the_higher_unless_asked(
+    bundle: Bundle, runtime: Runtime, portraits: list[Image]
+) -> None:
+    both = np.hstack([portraits[0][:, 240:1040], portraits[1][:, 240:1040]])
+    found = analyse_image(Analyser(bundle), runtime, both)
+    scores = [face.p_fake for face in found.frames[0].faces]
+    assert len(scores) == 2
+    assert found.conclusion.aggregate.score == max(scores)
+    assert found.conclusion.notes == ()
+    mean = analyse_image(Analyser(bundle), runtime, both, rule="mean-all").conclusion
+    assert mean.aggregate.score == pytest.approx(np.mean(scores))
+    assert "max-mean, not for mean-all" in mean.notes[0]
+
+
 def test_a_logit_that_is_not_finite_gives_no_score(bundle: Bundle, portraits: list[Image]) -> None:
     analyser = Analyser(bundle)
     with pytest.raises(InputError, match="NaN"):

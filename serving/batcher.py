@@ -1,0 +1,322 @@
+"""One bounded queue in front of the network: crops of different requests run together, a dead runtime is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline.runtime import Answer, Crops, Runtime
+from serving.logs import event
+from serving.metrics import Metrics
+from serving.problems import ProblemError
+from serving.runtime_thread import RuntimeThread
+
+_MOST_PADDING = 0.25
+"""A batch is filled up to the next size where at most this share of it would be filling."""
+_LOAD_TIMEOUT_S = 120.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPolicy:
+    """How crops are put together.
+
+    Attributes:
+        buckets: Batch sizes the network is run with, ascending; other sizes would make a runtime plan and
+            allocate anew.
+        max_wait_s: How long a crop waits for others that were announced.
+        capacity: Most crops waiting.
+        infer_timeout_s: After this a runtime counts as hung.
+        queue_timeout_s: Longest wait of a crop.
+        replicas: Runtimes side by side.
+    """
+
+    buckets: tuple[int, ...]
+    max_wait_s: float = 0.004
+    capacity: int = 1024
+    infer_timeout_s: float = 30.0
+    queue_timeout_s: float = 20.0
+    replicas: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An answer and how long it took: seconds of waiting and of the network's run."""
+
+    answer: Answer
+    queue_s: float
+    infer_s: float
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    crops: Crops
+    future: asyncio.Future[Served]
+    since: float = field(default_factory=time.perf_counter)
+
+
+class Batcher:
+    """Runs crops through runtimes, several requests' at a time.
+
+    Args:
+        open_runtime: Loads a runtime; called in the thread that will use it, again when one is replaced.
+        image_size: Side of the crops in pixels.
+        policy: See there.
+        metrics: Where to count.
+    """
+
+    def __init__(
+        self, open_runtime: Callable[[], Runtime], image_size: int, policy: BatchPolicy, metrics: Metrics
+    ) -> None:
+        self._open = open_runtime
+        self._size = image_size
+        self._policy = policy
+        self._metrics = metrics
+        self._waiting: deque[_Item] = deque()
+        self._arrived = asyncio.Event()
+        self._gathering = asyncio.Lock()
+        self._coming = 0
+        self._up = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self.last_success = -float("inf")
+        """`time.monotonic()` of the last inference that succeeded."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether a runtime is there to answer."""
+        return self._up > 0
+
+    async def start(self) -> None:
+        """Load and warm up every runtime with every batch size.
+
+        Raises:
+            InputError: It cannot be loaded.
+        """
+        for number in range(self._policy.replicas):
+            thread = RuntimeThread(f"runtime-{number}")
+            try:
+                runtime = await self._load(thread, self._policy.buckets)
+            except BaseException:
+                thread.abandon()
+                await self.close()
+                raise
+            self._up += 1
+            self._tasks.append(asyncio.create_task(self._serve(number, thread, runtime)))
+
+    async def close(self) -> None:
+        """Stop; what still waits is refused."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        self._up = 0
+        while self._waiting:
+            _fail(self._waiting.popleft(), _unavailable())
+
+    @contextlib.contextmanager
+    def announced(self) -> Iterator[None]:
+        """While this is open a crop is on its way: a batch that is not full waits a moment for it."""
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
+            self._arrived.set()
+
+    async def run(self, crops: Crops) -> Served:
+        """Answer for any number of crops, uint8 [N, S, S, 3], N >= 1. Cancelling takes them out of the queue.
+
+        Raises:
+            ProblemError: The queue is full, the runtime is being replaced or has failed on them, they waited
+                too long, or a logit is not finite.
+        """
+        if not self.alive:
+            self._metrics.shed.labels("runtime").inc()
+            raise _unavailable()
+        if sum(len(item.crops) for item in self._waiting) + len(crops) > self._policy.capacity:
+            self._metrics.shed.labels("queue").inc()
+            raise ProblemError("overloaded", "Too many faces wait for the network already.", retry_after=1)
+        step = self._policy.buckets[-1]
+        parts = [self._put(crops[start : start + step]) for start in range(0, len(crops), step)]
+        try:
+            async with asyncio.timeout(self._policy.queue_timeout_s + self._policy.infer_timeout_s):
+                served = [await part.future for part in parts]
+        except TimeoutError:
+            self._metrics.shed.labels("queue-timeout").inc()
+            raise ProblemError(
+                "overloaded", "The network was busy for too long; the request was given up.", retry_after=5
+            ) from None
+        finally:
+            for part in parts:
+                # what nobody waits for any more leaves the queue; an error nobody asked for is not one
+                if not part.future.cancel() and not part.future.cancelled():
+                    part.future.exception()
+        return _joined(served)
+
+    async def probe(self) -> bool:
+        """Run one black crop through the queue; whether it succeeded."""
+        try:
+            await self.run(np.zeros((1, self._size, self._size, 3), np.uint8))
+        except ProblemError as error:
+            event("probe failed", level=logging.WARNING, reason=error.detail)
+            return False
+        return True
+
+    def _put(self, crops: Crops) -> _Item:
+        item = _Item(crops, asyncio.get_running_loop().create_future())
+        self._waiting.append(item)
+        self._arrived.set()
+        return item
+
+    async def _serve(self, number: int, thread: RuntimeThread, runtime: Runtime) -> None:
+        """One replica: gather, run, hand out; replace the runtime when it fails."""
+        try:
+            while True:
+                batch = await self._gather()
+                if not batch or await self._run(thread, runtime, batch):
+                    continue
+                self._up -= 1
+                thread.abandon()
+                thread, runtime = await self._replace(number)
+                self._up += 1
+        finally:
+            thread.abandon()
+
+    async def _gather(self) -> list[_Item]:
+        """Wait for crops, then for those that were announced, and take what makes a good batch."""
+        full = self._policy.buckets[-1]
+        async with self._gathering:
+            while not self._prune():
+                self._arrived.clear()
+                await self._arrived.wait()
+            deadline = self._waiting[0].since + self._policy.max_wait_s
+            while (waiting := self._prune()) and waiting < full and self._coming:
+                left = deadline - time.perf_counter()
+                if left <= 0:
+                    break
+                self._arrived.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._arrived.wait(), left)
+            return self._take(batch_size(waiting, self._policy.buckets))
+
+    def _prune(self) -> int:
+        """Forget crops whose request is gone; return how many wait."""
+        if any(item.future.done() for item in self._waiting):
+            self._waiting = deque(item for item in self._waiting if not item.future.done())
+        count = sum(len(item.crops) for item in self._waiting)
+        self._metrics.waiting.set(count)
+        return count
+
+    def _take(self, size: int) -> list[_Item]:
+        taken: list[_Item] = []
+        while self._waiting and (not taken or size >= len(self._waiting[0].crops)):
+            item = self._waiting.popleft()
+            size -= len(item.crops)
+            taken.append(item)
+        return taken
+
+    async def _run(self, thread: RuntimeThread, runtime: Runtime, batch: list[_Item]) -> bool:
+        """Run a batch and hand out its answers; False if the runtime must be replaced."""
+        crops = np.concatenate([item.crops for item in batch]) if len(batch) > 1 else batch[0].crops
+        padded = pad(crops, self._policy.buckets)
+        started = time.perf_counter()
+        try:
+            answer = await thread.call(lambda: runtime.run(padded), self._policy.infer_timeout_s)
+        except asyncio.CancelledError:
+            for item in batch:
+                _fail(item, _unavailable())
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a runtime throws, it is not trusted again
+            reason = "hung" if isinstance(error, TimeoutError) else "threw"
+            self._metrics.replaced.labels(reason).inc()
+            event(f"runtime {reason}", level=logging.ERROR, error=error, crops=len(crops))
+            for item in batch:
+                _fail(item, _unavailable())
+            return False
+        self.last_success = time.monotonic()
+        self._metrics.batch_size.observe(len(crops))
+        _hand_out(batch, answer, started, time.perf_counter())
+        return True
+
+    async def _replace(self, number: int) -> tuple[RuntimeThread, Runtime]:
+        pause = _FIRST_PAUSE_S
+        while True:
+            thread = RuntimeThread(f"runtime-{number}")
+            try:
+                return thread, await self._load(thread, self._policy.buckets[:1])
+            except Exception as error:  # noqa: BLE001 - it is tried again, ever more slowly
+                thread.abandon()
+                event("runtime cannot be replaced yet", level=logging.ERROR, error=error, pause_s=pause)
+            except BaseException:
+                thread.abandon()
+                raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    async def _load(self, thread: RuntimeThread, sizes: Sequence[int]) -> Runtime:
+        def load() -> Runtime:
+            runtime = self._open()
+            for size in sizes:
+                runtime.run(np.zeros((size, self._size, self._size, 3), np.uint8))
+            return runtime
+
+        runtime = await thread.call(load, _LOAD_TIMEOUT_S)
+        self.last_success = time.monotonic()
+        return runtime
+
+
+def batch_size(waiting: int, buckets: Sequence[int]) -> int:
+    """How many of `waiting` crops to run now: all that fit, unless too much of the batch would be filling."""
+    above = next((bucket for bucket in buckets if bucket >= waiting), buckets[-1])
+    if waiting >= above or (above - waiting) / above <= _MOST_PADDING:
+        return min(waiting, above)
+    return max(bucket for bucket in buckets if bucket <= waiting)
+
+
+def pad(crops: Crops, buckets: Sequence[int]) -> Crops:
+    """Fill a batch with black crops up to the next size."""
+    target = next(bucket for bucket in buckets if bucket >= len(crops))
+    if target == len(crops):
+        return crops
+    return np.concatenate([crops, np.zeros((target - len(crops), *crops.shape[1:]), np.uint8)])
+
+
+def _hand_out(batch: Sequence[_Item], answer: Answer, started: float, ended: float) -> None:
+    place = 0
+    for item in batch:
+        part = slice(place, place + len(item.crops))
+        place = part.stop
+        maps = None if answer.evidence is None else answer.evidence[part]
+        if not np.isfinite(answer.logits[part]).all():
+            _fail(item, ProblemError("network-failed", "The network's answer to a face is not a number."))
+        elif not item.future.done():
+            own = Answer(answer.logits[part], maps)
+            item.future.set_result(Served(own, started - item.since, ended - started))
+
+
+def _joined(served: Sequence[Served]) -> Served:
+    if len(served) == 1:
+        return served[0]
+    maps = [part.answer.evidence for part in served if part.answer.evidence is not None]
+    answer = Answer(
+        np.concatenate([part.answer.logits for part in served]), np.concatenate(maps) if maps else None
+    )
+    return Served(answer, served[0].queue_s, sum(part.infer_s for part in served))
+
+
+def _fail(item: _Item, error: ProblemError) -> None:
+    if not item.future.done():
+        item.future.set_exception(error)
+
+
+def _unavailable() -> ProblemError:
+    return ProblemError(
+        "runtime-failed", "The runtime has failed and is being replaced; try again.", retry_after=1
+    )

@@ -1,0 +1,180 @@
+"""A bundle in service, and its replacement by another while requests go on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+
+from pipeline.analysis import Analyser
+from pipeline.bundle import Bundle, open_bundle
+from pipeline.runtime import Runtime, open_artefact
+from serving.artefacts import Opened, open_best
+from serving.batcher import Batcher, BatchPolicy
+from serving.logs import event
+from serving.metrics import Metrics
+from serving.schemas import BundleUsed
+from serving.settings import Settings
+
+_HEARTBEATS_PER_WINDOW = 3
+
+
+class Engine:
+    """One bundle, its runtime and the queue in front of it. Made by `Engine.open`."""
+
+    def __init__(self, bundle: Bundle, opened: Opened, settings: Settings, metrics: Metrics) -> None:
+        self.bundle = bundle
+        self.analyser = Analyser(bundle, max_faces=settings.max_faces)
+        self.used = BundleUsed(
+            id=bundle.manifest.id, artefact=opened.artefact.name, runtime=opened.runtime.label
+        )
+        most = opened.artefact.max_batch or settings.max_batch
+        buckets = tuple(size for size in settings.buckets if size <= most)
+        policy = BatchPolicy(
+            buckets=buckets if buckets[-1] == min(most, settings.max_batch) else (*buckets, most),
+            max_wait_s=settings.max_wait_ms / 1000,
+            capacity=settings.max_inflight * settings.max_faces,
+            infer_timeout_s=settings.infer_timeout_s,
+            queue_timeout_s=settings.queue_timeout_s,
+            replicas=settings.replicas,
+        )
+        factory = _factory(bundle, opened, settings.runtime_threads)
+        self.batcher = Batcher(factory, self.analyser.image_size, policy, metrics)
+        self._users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+
+    @classmethod
+    async def open(cls, folder: Path, settings: Settings, metrics: Metrics) -> Engine:
+        """Check a bundle, load its network and run it once with every batch size.
+
+        Raises:
+            InputError: The bundle or its artefact cannot be used.
+        """
+
+        def load() -> tuple[Bundle, Opened]:
+            bundle = open_bundle(folder)
+            return bundle, open_best(bundle, settings.artefact, threads=settings.runtime_threads)
+
+        bundle, opened = await asyncio.to_thread(load)
+        for reason in opened.passed_over:
+            event("artefact passed over", reason=reason)
+        engine = cls(bundle, opened, settings, metrics)
+        await engine.batcher.start()
+        return engine
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[Engine]:
+        """While this is open the engine is not closed."""
+        self._users += 1
+        self._unused.clear()
+        try:
+            yield self
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._unused.set()
+
+    async def close_when_unused(self) -> None:
+        """Wait for those who use it, then close."""
+        await self._unused.wait()
+        await self.batcher.close()
+
+    async def close(self) -> None:
+        """Close now."""
+        await self.batcher.close()
+
+
+class Engines:
+    """The engine in service.
+
+    Args:
+        settings: The server's.
+        metrics: Where to count.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._engine: Engine | None = None
+        self._swapping = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def current(self) -> Engine:
+        """The engine that new requests get."""
+        if self._engine is None:
+            raise RuntimeError("the engine was not started")
+        return self._engine
+
+    @property
+    def ready(self) -> bool:
+        """Whether a real inference succeeded lately."""
+        engine = self._engine
+        if engine is None or not engine.batcher.alive:
+            return False
+        return time.monotonic() - engine.batcher.last_success < self._settings.ready_window_s
+
+    async def start(self) -> None:
+        """Open the bundle.
+
+        Raises:
+            InputError: It cannot be used.
+        """
+        self._engine = await Engine.open(self._settings.bundle, self._settings, self._metrics)
+        self._metrics.serves(self._engine.used)
+        self._spawn(self._beat())
+
+    async def swap(self) -> BundleUsed:
+        """Open the bundle's folder again and serve what lies there now; the old one ends its requests.
+
+        Raises:
+            InputError: It cannot be used; the old one goes on.
+        """
+        async with self._swapping:
+            try:
+                engine = await Engine.open(self._settings.bundle, self._settings, self._metrics)
+            except BaseException:
+                self._metrics.swaps.labels("refused").inc()
+                raise
+            old, self._engine = self._engine, engine
+            self._metrics.swaps.labels("done").inc()
+            self._metrics.serves(engine.used)
+            event("bundle swapped", bundle=engine.used.id, artefact=engine.used.artefact)
+            if old is not None:
+                self._spawn(old.close_when_unused())
+            return engine.used
+
+    async def close(self) -> None:
+        """Close the engine in service."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._engine is not None:
+            await self._engine.close()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _beat(self) -> None:
+        """Keep readiness true to life when nobody asks anything: run one crop now and then."""
+        pause = self._settings.ready_window_s / _HEARTBEATS_PER_WINDOW
+        while True:
+            await asyncio.sleep(pause)
+            batcher = self.current.batcher
+            if time.monotonic() - batcher.last_success >= pause:
+                await batcher.probe()
+
+
+def _factory(bundle: Bundle, opened: Opened, threads: int) -> Callable[[], Runtime]:
+    """Gives the runtime that is open already, then opens more."""
+    first = [opened.runtime]
+
+    def make() -> Runtime:
+        return first.pop() if first else open_artefact(bundle.folder, opened.artefact, threads=threads)
+
+    return make
