@@ -8,7 +8,7 @@ BUNDLE ?= output/bundle
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check format train-teacher train-stage1 train-stage2 stage1 stage2 export parity bench-selfblend bench-train-step
+.PHONY: help setup demo test test-fast check format train-teacher train-stage1 train-stage2 stage1 stage2 export parity serve bench-selfblend bench-train-step
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -37,6 +37,9 @@ export: .venv/.ready ## checkpoint -> proven bundle; by default the demo's newes
 
 parity: .venv/.ready ## measure a bundle's files again on this machine (BUNDLE=)
 	$(BIN)/stillface parity "$(BUNDLE)" $(ARGS)
+
+serve: .venv/.ready ## serve a bundle on http://127.0.0.1:8000 (BUNDLE=, ARGS="--set key=value")
+	$(BIN)/stillface serve "$(BUNDLE)" $(ARGS)
 
 test: .venv/.ready ## every test, the slow ones too
 	$(BIN)/pytest -n 2 $(ARGS)
