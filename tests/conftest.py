@@ -193,3 +193,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle_folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of that network; not to be changed, copy it for that."""
     return write_bundle(tmp_path_factory.mktemp("bundles") / "bundle", checkpoint)
+
+
+@pytest.fixture(scope="session")
+def exported_bundle(checkpoint: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `stillface export` makes of that network, as onnx alone; not to be changed, copy it for that."""
+    from rich.console import Console
+
+    from export.exporter import ExportSettings, export_bundle
+    from export.formats import parse_formats
+
+    out = tmp_path_factory.mktemp("exported") / "bundle"
+    settings = ExportSettings(checkpoint, out, parse_formats("onnx"), prepared, images=24, threads=1)
+    export_bundle(settings, Console(quiet=True))
+    return out

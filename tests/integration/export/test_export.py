@@ -31,15 +31,8 @@ def settings(checkpoint: Path, data: Path, out: Path, **changes: Any) -> ExportS
     return replace(given, **changes)
 
 
-@pytest.fixture(scope="module")
-def exported(checkpoint: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("export") / "bundle"
-    export_bundle(settings(checkpoint, prepared, out), Console(quiet=True))
-    return out
-
-
-def test_the_bundle_answers_as_the_checkpoint_does(exported: Path, checkpoint: Path) -> None:
-    bundle = open_bundle(exported)
+def test_the_bundle_answers_as_the_checkpoint_does(exported_bundle: Path, checkpoint: Path) -> None:
+    bundle = open_bundle(exported_bundle)
     detector, info = load_detector(checkpoint)
     crops = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     answer = open_artefact(bundle.folder, bundle.artefact("onnx"), threads=1).run(crops)
@@ -50,8 +43,8 @@ def test_the_bundle_answers_as_the_checkpoint_does(exported: Path, checkpoint: P
     assert bundle.manifest.training.checkpoint_sha256 == info.sha256
 
 
-def test_the_manifest_says_where_its_figures_come_from(exported: Path, prepared: Path) -> None:
-    manifest = open_bundle(exported).manifest
+def test_the_manifest_says_where_its_figures_come_from(exported_bundle: Path, prepared: Path) -> None:
+    manifest = open_bundle(exported_bundle).manifest
     assert manifest.measured.data == prepared.name
     assert (manifest.measured.split, manifest.measured.fakes) == ("val", "self-blended")
     assert {(point.level, point.name) for point in manifest.calibration.operating_points} == {
@@ -61,13 +54,13 @@ def test_the_manifest_says_where_its_figures_come_from(exported: Path, prepared:
     assert parity.passed
     assert parity.max_abs_logit <= 1e-4
     assert set(parity.flips.values()) == {0}
-    card = (exported / "model_card.md").read_text(encoding="utf-8")
+    card = (exported_bundle / "model_card.md").read_text(encoding="utf-8")
     assert "no figure here says how well deepfakes are found" in card
     assert "None" not in card
 
 
-def test_the_report_tells_of_every_link(exported: Path) -> None:
-    report = read_parity(exported)
+def test_the_report_tells_of_every_link(exported_bundle: Path) -> None:
+    report = read_parity(exported_bundle)
     assert [link.name for link in report.links] == ["torch.export program", "onnx, optimiser off", "onnx"]
     assert [link.before for link in report.links] == [
         "torch fp32",
@@ -78,13 +71,15 @@ def test_the_report_tells_of_every_link(exported: Path) -> None:
         assert not link.broken
         assert link.repeat.batches == (1, 2, 7, 32, 5)
         assert set(link.kinds) == {"real", "fake", "noise", "clouds", "black", "white", "checkerboard"}
-    page = (exported / "parity.md").read_text(encoding="utf-8")
+    page = (exported_bundle / "parity.md").read_text(encoding="utf-8")
     assert "| onnx | passed |" in page
     assert "No decision changes in any link." in page
 
 
-def test_nothing_else_lies_in_the_bundle(exported: Path) -> None:
-    assert {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()} == {
+def test_nothing_else_lies_in_the_bundle(exported_bundle: Path) -> None:
+    assert {
+        path.relative_to(exported_bundle).as_posix() for path in exported_bundle.rglob("*") if path.is_file()
+    } == {
         "artefacts/onnx/model.onnx",
         "face_finder/yunet.onnx",
         "manifest.json",
@@ -97,11 +92,11 @@ def test_nothing_else_lies_in_the_bundle(exported: Path) -> None:
 
 
 def test_the_same_settings_give_the_same_graph_and_replace_the_bundle(
-    exported: Path, checkpoint: Path, prepared: Path, tmp_path: Path
+    exported_bundle: Path, checkpoint: Path, prepared: Path, tmp_path: Path
 ) -> None:
-    first = open_bundle(exported).manifest.artefacts[0].files[0].sha256
+    first = open_bundle(exported_bundle).manifest.artefacts[0].files[0].sha256
     out = tmp_path / "again"
-    shutil.copytree(exported, out)
+    shutil.copytree(exported_bundle, out)
     (out / "left.txt").write_text("of an older bundle")
     bundle = export_bundle(settings(checkpoint, prepared, out), Console(quiet=True))
     assert bundle.manifest.artefacts[0].files[0].sha256 == first
