@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 
 from serving import __version__, problems, routes_health, routes_media, routes_tensors, routes_video
 from serving.guard import Guard
+from serving.page import page_router
 from serving.schemas import Problem, VideoEnd, VideoFailed, VideoFrame, VideoStart
 from serving.service import Service
 
@@ -36,6 +37,7 @@ def create_app(service: Service) -> ASGIApp:
     problems.install(app)
     for module in (routes_media, routes_video, routes_health, routes_tensors):
         app.include_router(module.router)
+    app.include_router(page_router())
     if service.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -8,9 +8,10 @@ from fastapi import APIRouter, Depends, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from pipeline.errors import InputError
+from pipeline.manifest import MeasuredOn
 from pipeline.scoring import RULES
 from serving.problems import ProblemError, documented
-from serving.schemas import BundleFacts, BundleUsed, Health, OfferedPoint
+from serving.schemas import BundleFacts, BundleUsed, Health, LevelMeasured, Measured, OfferedPoint
 from serving.service import Service, service_of
 
 router = APIRouter(tags=["operation"])
@@ -62,7 +63,7 @@ async def get_bundle(service: Parts) -> BundleFacts:
         aggregations=list(RULES),
         default_aggregation=manifest.aggregation.rule,
         frames=manifest.aggregation.frames,
-        measured_on=f"{manifest.measured.fakes} fakes, {manifest.measured.split} split of {manifest.measured.data}",
+        measured=_measured(manifest.measured),
         notes=list(manifest.calibration.notes),
         limits={
             name: getattr(settings, name)
@@ -78,6 +79,17 @@ async def get_bundle(service: Parts) -> BundleFacts:
                 "job_after_s",
             )
         },
+    )
+
+
+def _measured(measured: MeasuredOn) -> Measured:
+    overall, kept = measured.metrics.overall, set(LevelMeasured.model_fields)
+    return Measured(
+        data=measured.data,
+        split=measured.split,
+        fakes=measured.fakes,
+        frame=LevelMeasured(**overall.frame.model_dump(include=kept)),
+        video=LevelMeasured(**overall.video.model_dump(include=kept)),
     )
 
 

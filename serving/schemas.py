@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.scoring import Level, Verdict
+from pipeline.metrics_report import Estimate
+from pipeline.scoring import Interval, Level, Verdict
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Pixels = tuple[float, float, float, float]
@@ -232,7 +233,30 @@ class OfferedPoint(_Model):
     threshold: float
     fpr: Share
     tpr: Share
+    fpr_interval: Interval | None = Field(default=None, description="95 % interval over videos.")
+    tpr_interval: Interval | None = Field(default=None, description="95 % interval over videos.")
     note: str | None = None
+
+
+class LevelMeasured(_Model):
+    """How well frames, or videos, of the validation data were told apart."""
+
+    real: int = Field(description="Real samples.")
+    fake: int = Field(description="Fake samples.")
+    auc: Estimate = Field(description="Area under the ROC curve.")
+    notes: list[str]
+
+
+class Measured(_Model):
+    """The validation data, and how well its samples were told apart."""
+
+    data: str = Field(description="Name of the prepared folder.")
+    split: str
+    fakes: Literal["labelled", "self-blended"] = Field(
+        description="Whether the fakes are deepfakes or were blended from the real faces."
+    )
+    frame: LevelMeasured
+    video: LevelMeasured
 
 
 class BundleFacts(_Model):
@@ -247,7 +271,7 @@ class BundleFacts(_Model):
     aggregations: list[str]
     default_aggregation: str
     frames: int = Field(description="Frames of a video looked at by default.")
-    measured_on: str = Field(description="Which data the rates come from.")
+    measured: Measured = Field(description="Which data the rates come from.")
     notes: list[str] = Field(description="What to keep in mind about the thresholds.")
     limits: dict[str, int | float] = Field(description="Of this server: bytes, pixels, seconds, counts.")
 

@@ -18,7 +18,7 @@ export function showAbout(facts) {
   byId("measured").replaceChildren(
     element("h3", {}, "How often it was right"),
     ...paragraphs.filter(Boolean).map((words) => element("p", {}, words)),
-    element("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Table of operating points" }, table(facts)),
+    element("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Table of thresholds" }, table(facts)),
     element("ul", { class: "small" }, ...remarks(facts).map((note) => element("li", {}, sentence(note)))));
 }
 

@@ -16,6 +16,11 @@ _WATCH = """() => {
   new MutationObserver(() => window.told.push(watched.textContent)).observe(watched, { childList: true });
 }"""
 
+_TIME_SHOWN = """async (video) => {
+  while (video.seeking) await new Promise((done) => setTimeout(done, 10));
+  return video.currentTime;
+}"""
+
 
 @pytest.fixture
 def seen(looker: Looker, clip: Path) -> Looker:
@@ -45,7 +50,9 @@ def test_frames_stream_into_a_timeline_as_the_api_says(seen: Looker, page: Page,
     assert page.locator("#strip img").count() == 6
 
 
-def test_the_timeline_is_a_slider_for_keyboard_and_screen_reader(seen: Looker, page: Page, clip: Path) -> None:
+def test_the_timeline_is_a_slider_for_keyboard_and_screen_reader(
+    seen: Looker, page: Page, clip: Path
+) -> None:
     result = seen.ask(clip, "video/mp4")
     slider = page.get_by_role("slider", name="Frame", exact=True)
     slider.press("Home")
@@ -55,9 +62,7 @@ def test_the_timeline_is_a_slider_for_keyboard_and_screen_reader(seen: Looker, p
         assert slider.get_attribute("aria-valuetext") == said
         assert seen.text("moment") == said
         assert seen.faces.inner_text() == f"{frame['faces'][0]['p_fake']:.3f}"
-        shown = page.locator("#media video").evaluate(
-            "async (video) => { while (video.seeking) await new Promise((r) => setTimeout(r, 10)); return video.currentTime; }"
-        )
+        shown = page.locator("#media video").evaluate(_TIME_SHOWN)
         assert shown == pytest.approx(frame["time_s"], abs=0.01)
         slider.press("ArrowRight")
 
