@@ -102,7 +102,8 @@ class Guard:
             await self._refuse(scope, busy, headers, receive, send)
             return
         self._uploads += 1
-        body = _Body(receive, self._settings, self._metrics, self._received)
+        limit = body_limit(scope["path"], self._settings)
+        body = _Body(receive, limit, self._settings, self._metrics, self._received)
         try:
             await self._app(scope, body, send)
         finally:
@@ -176,19 +177,26 @@ class Guard:
 
 
 class _Body:
-    """`receive` that gives up on a body that trickles in.
+    """`receive` that gives up on a body that trickles in or does not end.
 
     Args:
         receive: The connection's.
+        limit: Most bytes; what a body declares was checked before, but it need not declare anything.
         settings: How slow is too slow.
         metrics: Where to count.
         when_done: Called once, when the body is there or is not wanted any more.
     """
 
     def __init__(
-        self, receive: Receive, settings: Settings, metrics: Metrics, when_done: Callable[[], None]
+        self,
+        receive: Receive,
+        limit: int,
+        settings: Settings,
+        metrics: Metrics,
+        when_done: Callable[[], None],
     ) -> None:
         self._receive = receive
+        self._limit = limit
         self._settings = settings
         self._metrics = metrics
         self._when_done = when_done
@@ -210,6 +218,9 @@ class _Body:
                 "too-slow", f"{self._bytes:,} bytes in {allowed:.0f} s are too few.", close=True
             ) from None
         self._bytes += len(message.get("body", b""))
+        if self._bytes > self._limit:
+            self.done()
+            raise ProblemError("too-large", f"The limit here is {self._limit:,} bytes.", close=True)
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self.done()
         return message

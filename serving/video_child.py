@@ -6,6 +6,7 @@ video as an open file, and sends back messages: a length, that many bytes of JSO
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import socket
@@ -41,7 +42,7 @@ def main() -> None:
 
 
 def _decode(link: socket.socket, path: Path, order: dict[str, Any]) -> None:
-    _send(link, {"info": _facts(probe(path))})
+    info = probe(path)
     frames = sample_frames(
         path,
         order["count"],
@@ -49,7 +50,10 @@ def _decode(link: socket.socket, path: Path, order: dict[str, Any]) -> None:
         max_duration_s=order["max_duration_s"],
         threads=order["threads"],
     )
-    for frame in frames:
+    # a video over a limit, or of which nothing can be decoded, is refused before anything is said of it
+    first = next(frames)
+    _send(link, {"info": _facts(info)})
+    for frame in itertools.chain([first], frames):
         height, width = frame.image.shape[:2]
         _send(link, {"index": frame.index, "time_s": frame.time_s, "height": height, "width": width})
         link.sendall(frame.image.data)

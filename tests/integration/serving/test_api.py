@@ -128,22 +128,6 @@ def test_a_video_streams_its_frames(server: ServerThread, small_clip: Path, kind
     ]
 
 
-def test_a_broken_video_ends_a_stream_with_its_problem(
-    server: ServerThread, small_clip: Path, tmp_path: Path
-) -> None:
-    whole = small_clip.read_bytes()
-    # the index at the end stays, the pictures in the middle do not
-    broken = tmp_path / "broken.mp4"
-    start = whole.index(b"mdat") + 4
-    end = whole.index(b"moov") - 4
-    broken.write_bytes(whole[:start] + b"\0" * (end - start) + whole[end:])
-    answer = post_video(server.url, broken, accept="application/x-ndjson")
-    last = json.loads(answer.text.splitlines()[-1])
-    assert last["event"] == "error"
-    assert last["problem"]["type"] == "/problems/bad-video"
-    assert post_video(server.url, broken).status_code == 422
-
-
 def test_a_video_as_a_job(server: ServerThread, small_clip: Path) -> None:
     answer = post_video(server.url, small_clip, "?frames=4", prefer="respond-async")
     assert answer.status_code == 202

@@ -1,0 +1,314 @@
+"""The queue in front of the network: batches, limits, cancelled requests, runtimes that throw or hang."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.runtime import Answer, Crops
+from serving.batcher import Batcher, BatchPolicy, Served, batch_size, pad
+from serving.metrics import Metrics
+from serving.problems import ProblemError
+
+SIDE = 4
+BLACK = 0
+POISON = 255
+
+
+class Runtime:
+    """Answers each crop with its first pixel; keeps what it was given; can wait, throw or answer nonsense."""
+
+    label = "test"
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.open = threading.Event()
+        self.open.set()
+        self.poison: Callable[[], None] = lambda: None
+
+    def run(self, crops: Crops) -> Answer:
+        marks = [int(crop[0, 0, 0]) for crop in crops]
+        self.batches.append(marks)
+        self.open.wait()
+        if POISON in marks:
+            self.poison()
+        values = np.array([[0.0, mark] for mark in marks], np.float32)
+        values[values == 254] = np.nan
+        return Answer(values, values.reshape(-1, 1, 2))
+
+    def served(self) -> list[list[int]]:
+        """Batches without the black ones of warming up."""
+        return [batch for batch in self.batches if any(batch)]
+
+
+def crops(*marks: int) -> Crops:
+    return np.stack([np.full((SIDE, SIDE, 3), mark, np.uint8) for mark in marks])
+
+
+def marks_of(served: Served) -> list[float]:
+    return [float(value) for value in served.answer.logits[:, 1]]
+
+
+def batcher_of(opened: Callable[[], Any], **policy: Any) -> Batcher:
+    given = {"buckets": (1, 2, 4, 8), "max_wait_s": 0.0, **policy}
+    return Batcher(opened, SIDE, BatchPolicy(**given), Metrics())
+
+
+def play(scene: Callable[[Batcher, Runtime], Coroutine[Any, Any, None]], **policy: Any) -> None:
+    """Run a scene with a started batcher over one runtime that is opened again and again."""
+
+    async def whole() -> None:
+        runtime = Runtime()
+        batcher = batcher_of(lambda: runtime, **policy)
+        await batcher.start()
+        try:
+            await asyncio.wait_for(scene(batcher, runtime), 20)
+        finally:
+            runtime.open.set()
+            await batcher.close()
+
+    asyncio.run(whole())
+
+
+@pytest.mark.parametrize(
+    ("waiting", "size"), [(1, 1), (2, 2), (3, 3), (4, 4), (5, 4), (6, 6), (7, 7), (8, 8), (11, 8)]
+)
+def test_at_most_a_quarter_of_a_batch_is_filling(waiting: int, size: int) -> None:
+    assert batch_size(waiting, (1, 2, 4, 8)) == size
+
+
+def test_padding_reaches_the_next_size() -> None:
+    assert [len(pad(crops(*range(n)), (1, 2, 4, 8))) for n in (1, 2, 3, 4, 6, 8)] == [1, 2, 4, 4, 8, 8]
+    assert not pad(crops(7, 7, 7), (4,))[3].any()
+
+
+def test_requests_share_batches_and_each_gets_its_own_answer() -> None:
+    async def scene(batcher: Batcher, runtime: Runtime) -> None:
+        runtime.open.clear()
+        first = asyncio.create_task(batcher.run(crops(1)))
+        while not runtime.served():
+            await asyncio.sleep(0.01)
+        rest = [asyncio.create_task(batcher.run(crops(mark))) for mark in range(2, 6)]
+        pair = asyncio.create_task(batcher.run(crops(6, 7)))
+        await asyncio.sleep(0.05)
+        runtime.open.set()
+        assert [marks_of(served) for served in await asyncio.gather(first, *rest, pair)] == [
+            [1],
+            [2],
+            [3],
+            [4],
+            [5],
+            [6, 7],
+        ]
+        # six wait: two black ones fill the batch up to eight
+        assert runtime.served() == [[1], [2, 3, 4, 5, 6, 7, 0, 0]]
+        assert (await batcher.run(crops(9))).queue_s < 0.5
+
+    play(scene)
+
+
+def test_more_crops_than_a_batch_holds() -> None:
+    async def scene(batcher: Batcher, runtime: Runtime) -> None:
+        served = await batcher.run(crops(*range(1, 20)))
+        assert marks_of(served) == list(range(1, 20))
+        assert served.answer.evidence is not None
+        assert served.answer.evidence.shape == (19, 1, 2)
+        assert {len(batch) for batch in runtime.served()} <= {1, 2, 4, 8}
+
+    play(scene)
+
+
+def test_a_crop_waits_for_those_announced_but_not_for_ever() -> None:
+    async def scene(batcher: Batcher, runtime: Runtime) -> None:
+        with batcher.announced():
+            first = asyncio.create_task(batcher.run(crops(1)))
+            await asyncio.sleep(0.05)
+            assert not runtime.served()
+            await asyncio.gather(first, batcher.run(crops(2)), batcher.run(crops(3)))
+            assert runtime.served() == [[1, 2, 3, 0]]
+        # nobody is on the way: at once
+        started = time.perf_counter()
+        await batcher.run(crops(4))
+        assert time.perf_counter() - started < 0.25
+
+    play(scene, max_wait_s=0.5, buckets=(1, 2, 4, 8))
+
+
+def test_a_cancelled_request_leaves_the_queue() -> None:
+    async def scene(batcher: Batcher, runtime: Runtime) -> None:
+        runtime.open.clear()
+        first = asyncio.create_task(batcher.run(crops(1)))
+        while not runtime.served():
+            await asyncio.sleep(0.01)
+        gone = asyncio.create_task(batcher.run(crops(2)))
+        stays = asyncio.create_task(batcher.run(crops(3)))
+        await asyncio.sleep(0.02)
+        gone.cancel()
+        await asyncio.sleep(0.02)
+        runtime.open.set()
+        await asyncio.gather(first, stays)
+        assert runtime.served() == [[1], [3]]
+
+    play(scene)
+
+
+def test_a_full_queue_turns_away_at_once() -> None:
+    async def scene(batcher: Batcher, runtime: Runtime) -> None:
+        runtime.open.clear()
+        first = asyncio.create_task(batcher.run(crops(1)))
+        while not runtime.served():
+            await asyncio.sleep(0.01)
+        second = asyncio.create_task(batcher.run(crops(2, 3)))
+        await asyncio.sleep(0.02)
+        with pytest.raises(ProblemError) as refused:
+            await batcher.run(crops(4, 5))
+        assert refused.value.name == "overloaded"
+        assert refused.value.headers()["retry-after"] == "1"
+        runtime.open.set()
+        await asyncio.gather(first, second)
+
+    play(scene, capacity=3)
+
+
+def test_an_answer_that_is_not_a_number_fails_only_its_own_request() -> None:
+    async def scene(batcher: Batcher, runtime: Runtime) -> None:
+        runtime.open.clear()
+        first = asyncio.create_task(batcher.run(crops(1)))
+        while not runtime.served():
+            await asyncio.sleep(0.01)
+        bad = asyncio.create_task(batcher.run(crops(254)))
+        good = asyncio.create_task(batcher.run(crops(3)))
+        await asyncio.sleep(0.02)
+        runtime.open.set()
+        with pytest.raises(ProblemError) as failed:
+            await bad
+        assert failed.value.name == "network-failed"
+        assert marks_of(await good) == [3]
+        await first
+        assert batcher.alive
+
+    play(scene)
+
+
+@pytest.mark.parametrize("how", ["throws", "hangs"])
+def test_a_runtime_that_fails_is_replaced_and_refuses_meanwhile(how: str) -> None:
+    stuck = threading.Event()
+
+    async def scene() -> None:
+        made: list[Runtime] = []
+        may_open = threading.Event()
+        may_open.set()
+
+        def opened() -> Runtime:
+            may_open.wait()
+            made.append(Runtime())
+
+            def poison() -> None:
+                if how == "hangs":
+                    stuck.wait(20)
+                raise MemoryError("out of memory on the device")
+
+            made[-1].poison = poison
+            return made[-1]
+
+        batcher = batcher_of(opened, infer_timeout_s=0.3)
+        await batcher.start()
+        before = batcher.last_success
+        may_open.clear()
+        with pytest.raises(ProblemError) as failed:
+            await batcher.run(crops(POISON))
+        assert failed.value.name == "runtime-failed"
+        assert not batcher.alive
+        assert batcher.last_success == before
+        with pytest.raises(ProblemError) as refused:
+            await batcher.run(crops(1))
+        assert refused.value.headers()["retry-after"] == "1"
+        may_open.set()
+        while not batcher.alive:
+            await asyncio.sleep(0.01)
+        assert batcher.last_success > before
+        assert marks_of(await batcher.run(crops(1))) == [1]
+        assert len(made) == 2
+        await batcher.close()
+
+    try:
+        asyncio.run(asyncio.wait_for(scene(), 20))
+    finally:
+        stuck.set()
+
+
+def test_a_replacement_that_cannot_be_opened_is_tried_again() -> None:
+    async def scene() -> None:
+        calls = 0
+
+        def opened() -> Runtime:
+            nonlocal calls
+            calls += 1
+            if calls in (2, 3):
+                raise OSError("the device is busy")
+            runtime = Runtime()
+            runtime.poison = lambda: (_ for _ in ()).throw(ValueError("lost"))  # type: ignore[assignment]
+            return runtime
+
+        batcher = batcher_of(opened)
+        await batcher.start()
+        with pytest.raises(ProblemError):
+            await batcher.run(crops(POISON))
+        while not batcher.alive:
+            await asyncio.sleep(0.02)
+        assert calls == 4
+        assert marks_of(await batcher.run(crops(5))) == [5]
+        await batcher.close()
+
+    asyncio.run(asyncio.wait_for(scene(), 20))
+
+
+def test_what_waits_when_a_runtime_fails_is_answered_by_the_next() -> None:
+    async def scene() -> None:
+        made: list[Runtime] = []
+
+        def opened() -> Runtime:
+            made.append(Runtime())
+            made[-1].poison = lambda: (_ for _ in ()).throw(ValueError("lost"))  # type: ignore[assignment]
+            return made[-1]
+
+        batcher = batcher_of(opened, buckets=(1,))
+        await batcher.start()
+        made[0].open.clear()
+        failing = asyncio.create_task(batcher.run(crops(POISON)))
+        while not made[0].served():
+            await asyncio.sleep(0.01)
+        waiting = asyncio.create_task(batcher.run(crops(8)))
+        await asyncio.sleep(0.02)
+        made[0].open.set()
+        with pytest.raises(ProblemError):
+            await failing
+        assert marks_of(await waiting) == [8]
+        await batcher.close()
+
+    asyncio.run(asyncio.wait_for(scene(), 20))
+
+
+def test_replicas_work_side_by_side() -> None:
+    async def scene() -> None:
+        together = threading.Barrier(2)
+
+        class Meeting(Runtime):
+            def run(self, crops: Crops) -> Answer:
+                if crops.any():
+                    together.wait(5)
+                return super().run(crops)
+
+        batcher = batcher_of(Meeting, replicas=2, buckets=(1,))
+        await batcher.start()
+        answers = await asyncio.gather(batcher.run(crops(1)), batcher.run(crops(2)))
+        assert [marks_of(served) for served in answers] == [[1], [2]]
+        await batcher.close()
+
+    asyncio.run(asyncio.wait_for(scene(), 20))
