@@ -97,7 +97,9 @@ class ServerProcess:
 
     def _read(self) -> None:
         assert self.process.stderr is not None
-        self.log += [json.loads(line) for line in self.process.stderr if line.startswith("{")]
+        for line in self.process.stderr:
+            if line.startswith("{"):
+                self.log.append(json.loads(line))
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -110,6 +112,14 @@ class ServerProcess:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def read_all(link: socket.socket) -> bytes:
+    """Everything that comes until the other side closes."""
+    parts = []
+    while part := link.recv(65536):
+        parts.append(part)
+    return b"".join(parts)
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:

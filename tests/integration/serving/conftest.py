@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,17 @@ def encoded(image: NDArray[np.uint8], kind: str = "png") -> bytes:
     """A picture as a file."""
     _, data = cv2.imencode(f".{kind}", np.asarray(image)[..., ::-1])
     return data.tobytes()
+
+
+@pytest.fixture(autouse=True)
+def own_logs() -> Iterator[None]:
+    """A command that configures logging in this process does so for one test only."""
+    loggers = [logging.getLogger(name) for name in (None, "stillface.serving", "uvicorn")]
+    before = [(logger.handlers[:], logger.level) for logger in loggers]
+    yield
+    for logger, (handlers, level) in zip(loggers, before, strict=True):
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
