@@ -6,12 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from export.formats import FORMATS, Format
 from export.labelled_crops import LabelledCrops
 from pipeline.errors import InputError
 from pipeline.manifest import EngineFacts
 from training.networks import Detector
+
+if TYPE_CHECKING:
+    from export.tensorrt_engine import BuiltEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,4 +88,37 @@ def _onnx(item: Format, ingredients: Ingredients) -> Built:
     return Built((path,), notes=(f"opset {CPU_OPSET}",))
 
 
-_BUILDERS: dict[str, Callable[[Format, Ingredients], Built]] = {"onnx": _onnx}
+def _engine(item: Format, ingredients: Ingredients) -> Built:
+    from export.tensorrt_formats import half_engine, notes_of
+
+    made = half_engine(
+        ingredients.detector,
+        ingredients.path(item),
+        library="tensorrt" if item.runtime == "tensorrt" else "tensorrt-rtx",
+        metadata=ingredients.metadata,
+        threads=ingredients.threads,
+    )
+    return _built_engine(made, notes_of(made))
+
+
+def _torch_tensorrt(item: Format, ingredients: Ingredients) -> Built:
+    from export.tensorrt_formats import notes_of
+    from export.torch_tensorrt_program import build_program
+
+    made = build_program(ingredients.detector, ingredients.path(item))
+    return _built_engine(made, notes_of(made))
+
+
+def _built_engine(made: BuiltEngine, notes: tuple[str, ...]) -> Built:
+    """Its facts go into the manifest, and lie beside it for those who copy the engine alone."""
+    from pipeline.engine_check import facts_path
+
+    return Built((made.path, facts_path(made.path)), made.facts.max_batch, made.facts, notes)
+
+
+_BUILDERS: dict[str, Callable[[Format, Ingredients], Built]] = {
+    "onnx": _onnx,
+    "tensorrt": _engine,
+    "tensorrt-rtx": _engine,
+    "torch-tensorrt": _torch_tensorrt,
+}

@@ -39,10 +39,19 @@ def prove(
     return prove_with(
         chain,
         item,
-        lambda: open_artefact(folder, item, threads=threads),
+        lambda: _open(folder, item, threads),
         opened,
         before=link_before(chain, item),
     )
+
+
+def _open(folder: Path, item: Unproven, threads: int | None) -> Runs:
+    """Open an artefact, also of the one runtime that needs torch and that a server therefore does not have."""
+    if item.runtime == "torch-tensorrt" and item.engine is not None:
+        from export.torch_tensorrt_program import TorchTensorRtRuntime
+
+        return TorchTensorRtRuntime(folder / item.files[0].path, item.engine)
+    return open_artefact(folder, item, threads=threads)
 
 
 def prove_with(
