@@ -1,0 +1,163 @@
+"""Where 8 bits are spent: the range of every activation, from what calibration crops make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from export.intermediates import tensor_values
+from pipeline.runtime import Crops
+
+Method = Literal["minmax", "percentile", "entropy", "mse"]
+METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy", "mse")
+
+SAMPLES_PER_CROP = 1024
+"""Values kept of each tensor and crop, evenly spaced; minimum and maximum are exact."""
+PERCENTILE = 99.99
+_BINS, _LEVELS, _CANDIDATES = 2048, 256, 48
+
+SILU_FLOOR = -6.0
+"""Where a range ends below in front of a SiLU."""
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Values of one activation over all calibration crops.
+
+    Attributes:
+        low, high: Smallest and largest value.
+        samples: float32 [n], evenly spaced ones.
+    """
+
+    low: float
+    high: float
+    samples: NDArray[np.float32]
+
+
+def observe(
+    model: onnx.ModelProto, tensors: Sequence[str], crops: Crops, *, threads: int | None, batch: int = 4
+) -> dict[str, Observed]:
+    """Run the calibration crops once and keep what every method needs of each tensor.
+
+    Args:
+        model: Float graph.
+        tensors: Activations to be quantised.
+        crops: uint8 [N, H, W, 3], N >= 1.
+        threads: Of the runtime; None for all cores.
+        batch: Crops at a time.
+    """
+    lows = dict.fromkeys(tensors, np.inf)
+    highs = dict.fromkeys(tensors, -np.inf)
+    kept: dict[str, list[NDArray[np.float32]]] = {name: [] for name in tensors}
+    for values in tensor_values(model, tensors, crops, batch=batch, threads=threads):
+        for name, value in values.items():
+            lows[name] = min(lows[name], float(value.min()))
+            highs[name] = max(highs[name], float(value.max()))
+            flat = value.reshape(len(value), -1)
+            # An odd step, so that it does not keep to a few channels or columns.
+            step = max(1, flat.shape[1] // SAMPLES_PER_CROP) | 1
+            kept[name].append(flat[:, ::step].ravel().copy())
+    return {name: Observed(lows[name], highs[name], np.concatenate(kept[name])) for name in tensors}
+
+
+def choose_ranges(
+    observed: Mapping[str, Observed], method: Method, before_silu: Collection[str] = ()
+) -> dict[str, Range]:
+    """Range of every tensor by one method.
+
+    Of a tensor that only a SiLU reads, all below -6 is nearly nothing (silu(-6) = -0.015): its lower end is cut
+    there, so that the 256 levels fall where they count.
+
+    `minmax` keeps every value. `percentile` leaves 0.01 % of the values outside. `entropy` takes the clipping that
+    keeps the distribution of the values (KL divergence; Migacz 2017, "8-bit inference with TensorRT"). `mse`
+    takes the clipping with the least squared error.
+    """
+    rule = _RULES[method]
+    ranges = {name: rule(values) for name, values in observed.items()}
+    for name in before_silu:
+        ranges[name] = max(ranges[name][0], SILU_FLOOR), ranges[name][1]
+    return ranges
+
+
+def _minmax(values: Observed) -> Range:
+    return values.low, values.high
+
+
+def _percentile(values: Observed) -> Range:
+    tail = (100 - PERCENTILE) / 2
+    low, high = np.percentile(values.samples, (tail, 100 - tail))
+    return float(low), float(high)
+
+
+def _entropy(values: Observed) -> Range:
+    return _best_clip(values, _divergence)
+
+
+def _mse(values: Observed) -> Range:
+    return _best_clip(values, _squared_error)
+
+
+_RULES: dict[Method, Callable[[Observed], Range]] = {
+    "minmax": _minmax,
+    "percentile": _percentile,
+    "entropy": _entropy,
+    "mse": _mse,
+}
+
+
+def _best_clip(values: Observed, cost: Callable[[NDArray[np.int64], Range, Range], float]) -> Range:
+    """The range among shrunken ones, upper and lower end each on its own, that costs least."""
+    whole = (values.low, values.high)
+    if values.low >= values.high:
+        return whole
+    counts, _ = np.histogram(values.samples, bins=_BINS, range=whole)
+    shares = np.linspace(1.0, 0.1, _CANDIDATES)
+    highs = [float(share) * max(values.high, 0.0) for share in shares]
+    high = min(highs, key=lambda end: cost(counts, whole, (values.low, end)))
+    lows = [float(share) * min(values.low, 0.0) for share in shares]
+    low = min(lows, key=lambda end: cost(counts, whole, (end, high)))
+    return (low, high) if low < high else whole
+
+
+def _centres(whole: Range) -> NDArray[np.float64]:
+    edges = np.linspace(*whole, _BINS + 1)
+    return (edges[1:] + edges[:-1]) / 2
+
+
+def _rounded(centres: NDArray[np.float64], clip: Range) -> NDArray[np.float64]:
+    low, high = min(clip[0], 0.0), max(clip[1], 0.0)
+    step = max((high - low) / (_LEVELS - 1), 1e-30)
+    return np.clip(np.round((centres - low) / step), 0, _LEVELS - 1) * step + low
+
+
+def _squared_error(counts: NDArray[np.int64], whole: Range, clip: Range) -> float:
+    centres = _centres(whole)
+    low, high = min(clip[0], 0.0), max(clip[1], 0.0)
+    step = (high - low) / (_LEVELS - 1)
+    outside = centres - np.clip(centres, low, high)
+    return float((counts * (outside**2 + step**2 / 12)).sum())
+
+
+def _divergence(counts: NDArray[np.int64], whole: Range, clip: Range) -> float:
+    """KL divergence of the clipped distribution from what 256 levels keep of it."""
+    levels = _rounded(_centres(whole), clip)
+    _, group = np.unique(levels, return_inverse=True)
+    total = np.bincount(group, weights=counts)
+    filled = np.bincount(group, weights=counts > 0)
+    spread = np.where(counts > 0, total[group] / np.maximum(filled[group], 1), 0.0)
+    inside = (_centres(whole) >= clip[0]) & (_centres(whole) <= clip[1])
+    clipped = np.where(inside, counts, 0).astype(np.float64)
+    first, last = np.flatnonzero(inside)[[0, -1]] if inside.any() else (0, _BINS - 1)
+    clipped[first] += counts[:first].sum()
+    clipped[last] += counts[last + 1 :].sum()
+    spread = np.where(inside, spread, 0.0)
+    p, q = clipped / clipped.sum(), spread / max(spread.sum(), 1e-30)
+    use = p > 0
+    return float((p[use] * np.log(p[use] / np.maximum(q[use], 1e-12))).sum())

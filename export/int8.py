@@ -1,0 +1,330 @@
+"""Makes the int8 ONNX graph for CPUs: ranges by the method that measures best, sensitive layers left in float."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from export.activation_ranges import METHODS, Method, Observed, choose_ranges, observe
+from export.agreement import Agreement, Gate, Labels, Logits, compare
+from export.intermediates import check_calibration, logits_of, read_graph, square_of
+from export.qdq import Form, Quantisable, examine, has_byte_dot_products, prepare, quantise
+from export.sensitivity import leave_in_float, measure_noise
+from export.speed_gate import speedup
+from pipeline.errors import InputError
+from pipeline.runtime import Crops
+from pipeline.runtime_onnx import OnnxRuntime
+from pipeline.storage import write_whole
+
+Places = NDArray[np.int64]
+
+GATE: Final = Gate()
+SEARCH_CROPS: Final = 128
+"""Held-out crops that candidates are compared on; the result is measured on all of them."""
+NOISE_CROPS: Final = 12
+"""Crops on which every layer is tried by itself."""
+_HELD_OUT_EVERY = 4
+_MARGIN_DB = 1.0
+_STEPS_DB = (3.0, 8.0)
+"""Least and most by which the noise allowed falls from one attempt to the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Result:
+    """An int8 artefact and how it was chosen.
+
+    Attributes:
+        path: The file written.
+        method: How its ranges were found, and by which quantiser.
+        kept_float: Convolutions and products left in float; the head is always among them.
+        quantised: Number of those in int8.
+        agreement: With the fp32 graph, on held-out crops.
+        tried: Agreement of every candidate, by what it was.
+        speedup: Time of fp32 over int8 at batch 1, in the same runtime.
+        reduced_range: Whether weights have 7 bits because this processor has no byte dot products.
+        reasons: Why it is not worth shipping; empty where it is.
+    """
+
+    path: Path
+    method: str
+    kept_float: tuple[str, ...]
+    quantised: int
+    agreement: Agreement
+    tried: dict[str, Agreement]
+    speedup: float
+    reduced_range: bool
+    reasons: tuple[str, ...]
+
+    @property
+    def worth_it(self) -> bool:
+        """Whether it is faster than fp32 and decides like it."""
+        return not self.reasons
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """For the manifest."""
+        bits = "7-bit weights, for this processor has no VNNI" if self.reduced_range else "8-bit weights"
+        return (
+            f"uint8 activations, {bits}, per output channel; ranges by {self.method}",
+            f"{self.quantised} layers in int8; in float: {', '.join(self.kept_float) or 'none'}",
+            f"against fp32 on held-out crops: {self.agreement}; {self.speedup:.2f}x its speed at batch 1",
+            *(f"tried {name}: {found}" for name, found in self.tried.items()),
+        )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Everything that int8 graphs of one network are made from; taken once, used for every runtime.
+
+    Attributes:
+        source: The fp32 file.
+        full: Its graph.
+        prepared: The same, in the form that is quantised.
+        parts: What of it can be quantised.
+        observed: Values of its activations.
+        ranging: Crops they were seen on.
+        held, labels: Other crops, to compare on.
+        logits: The fp32 graph's on those.
+        threads: Of the runtimes.
+        reduce_range: 7-bit weights.
+    """
+
+    source: Path
+    full: onnx.ModelProto
+    prepared: onnx.ModelProto
+    parts: Quantisable
+    observed: Mapping[str, Observed]
+    ranging: Crops
+    held: Crops
+    labels: Labels
+    logits: Logits
+    threads: int | None
+    reduce_range: bool
+
+
+def calibrate(
+    source: Path,
+    crops: Crops,
+    labels: Labels,
+    *,
+    held_out: tuple[Crops, Labels] | None = None,
+    threads: int | None = None,
+    reduce_range: bool | None = None,
+) -> Calibration:
+    """Run an fp32 graph of ours on calibration crops and keep what quantising needs.
+
+    Args:
+        source: ONNX file, opset 18 to 20, `crops` -> `logits` [, `evidence`].
+        crops: uint8 [N, H, W, 3], real and fake; 300 or more are advised.
+        labels: int [N], 0 real, 1 fake.
+        held_out: Crops and labels to compare candidates on; None takes every fourth of `crops`.
+        threads: Of the runtime; None for all cores.
+        reduce_range: 7-bit weights; None decides by this processor.
+
+    Raises:
+        InputError: No graph of ours, nothing to quantise, an empty or one-class set, or crops of another size.
+    """
+    full = read_graph(source)
+    ranging, held, truth = _split(crops, labels, held_out, square_of(full, source))
+    prepared = prepare(source)
+    parts = examine(prepared.graph)
+    if not parts.products:
+        raise InputError(f"{source} has no convolution or matrix product that could be quantised.")
+    return Calibration(
+        source=source,
+        full=full,
+        prepared=prepared,
+        parts=parts,
+        observed=observe(prepared, parts.tensors, ranging, threads=threads),
+        ranging=ranging,
+        held=held,
+        labels=truth,
+        logits=logits_of(full, held, threads=threads),
+        threads=threads,
+        reduce_range=not has_byte_dot_products() if reduce_range is None else reduce_range,
+    )
+
+
+def quantise_onnx(
+    calibration: Calibration, out: Path, *, methods: Sequence[Method] = METHODS, gate: Gate = GATE
+) -> Int8Result:
+    """Quantise for ONNX Runtime on the CPU and write the graph, worth it or not; the caller decides.
+
+    Args:
+        calibration: From `calibrate`.
+        out: The file to write, replaced in one step.
+        methods: Ways to find ranges, of which the best is kept.
+        gate: While it does not hold, the layers that disturb the logits most go back to float.
+
+    Returns:
+        What was written and every figure it was chosen by.
+    """
+    search = Search(calibration, "onnxruntime")
+    method = search.best_method(methods)
+    best = search.fit_gate(method, gate)
+    write_whole(out, best.model.SerializeToString(deterministic=True))
+    agreement = compare(calibration.logits, search.logits(best.model, calibration.held), calibration.labels)
+    full, reduced = (OnnxRuntime(path, threads=calibration.threads) for path in (calibration.source, out))
+    ratio = speedup(full, reduced, calibration.held)
+    return search.result(out, method, best, agreement, ratio, gate)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A quantised graph in memory, and the names of its layers in int8."""
+
+    model: onnx.ModelProto
+    products: tuple[str, ...]
+
+
+class Search:
+    """Builds candidates for one runtime and compares them with the float graph, in ONNX Runtime.
+
+    Args:
+        calibration: From `calibrate`.
+        form: For which runtime.
+
+    Attributes:
+        tried: Agreement of every candidate so far.
+    """
+
+    def __init__(self, calibration: Calibration, form: Form) -> None:
+        self.calibration, self.form = calibration, form
+        self.tried: dict[str, Agreement] = {}
+        self._places = _thin(calibration.labels, SEARCH_CROPS)
+        self._few = _thin(calibration.labels, NOISE_CROPS)
+
+    def best_method(self, methods: Sequence[Method]) -> Method:
+        """The method with the highest SQNR of the logits with every layer in int8."""
+        for method in methods:
+            candidate = self.build(method, self.calibration.parts.products)
+            self.tried[method] = self.judge(candidate.model, self._places)
+        return max(methods, key=lambda method: self.tried[method].sqnr_db)
+
+    def fit_gate(self, method: Method, gate: Gate) -> Candidate:
+        """Leave as few layers in float as the gate demands, allowing less noise each time it fails."""
+        parts = self.calibration.parts
+        candidate = self.build(method, parts.products)
+        found = self.confirmed(candidate, self.tried[method], gate)
+        if not gate.failures(found):
+            return candidate
+        noise = self.noise(method)
+        # What the layers do together may differ from the sum.
+        together = 10 ** (-found.sqnr_db / 10) / sum(noise.values())
+        target = found.sqnr_db
+        while len(candidate.products) > 1 and gate.failures(found):
+            target = max(gate.min_sqnr_db + _MARGIN_DB, target + _next_step(found, gate))
+            kept = leave_in_float(noise, parts.costs, 10 ** (-target / 10) / together)
+            candidate = self.build(method, [name for name in parts.products if name not in kept])
+            found = self.confirmed(candidate, self.judge(candidate.model, self._places), gate)
+            self.tried[f"{method}, {len(kept)} of {len(parts.products)} in float"] = found
+        return candidate
+
+    def confirmed(self, candidate: Candidate, found: Agreement, gate: Gate) -> Agreement:
+        """Look at all held-out crops where some of them hold the gate."""
+        everywhere = np.arange(len(self.calibration.labels))
+        if gate.failures(found) or found.crops == len(everywhere):
+            return found
+        return self.judge(candidate.model, everywhere)
+
+    def noise(self, method: Method) -> dict[str, float]:
+        """What each layer does to the logits when it alone is quantised."""
+        calibration = self.calibration
+        crops = calibration.held[self._few]
+        return measure_noise(
+            calibration.parts.products,
+            calibration.logits[self._few],
+            lambda name: self.logits(self.build(method, [name]).model, crops),
+        )
+
+    def build(self, method: Method, products: Sequence[str]) -> Candidate:
+        """Quantise these products."""
+        calibration = self.calibration
+        silus = calibration.parts.before_silu if self.form == "onnxruntime" else ()
+        ranges = choose_ranges(calibration.observed, method, silus)
+        model = quantise(
+            calibration.prepared,
+            calibration.parts,
+            products,
+            ranges,
+            form=self.form,
+            reduce_range=calibration.reduce_range,
+        )
+        _seal(model, calibration.full)
+        return Candidate(model, tuple(products))
+
+    def judge(self, model: onnx.ModelProto, places: Places) -> Agreement:
+        """Compare on the held-out crops at these places."""
+        calibration = self.calibration
+        found = self.logits(model, calibration.held[places])
+        return compare(calibration.logits[places], found, calibration.labels[places])
+
+    def logits(self, model: onnx.ModelProto, crops: Crops) -> Logits:
+        """Logits of a graph in memory."""
+        return logits_of(model, crops, threads=self.calibration.threads)
+
+    def result(
+        self, path: Path, method: str, chosen: Candidate, agreement: Agreement, ratio: float, gate: Gate
+    ) -> Int8Result:
+        """Put together what was found."""
+        parts = self.calibration.parts
+        kept = [name for name in parts.products if name not in chosen.products]
+        slow = [f"it is not faster than fp32 ({ratio:.2f}x)"] if ratio <= 1 else []
+        return Int8Result(
+            path=path,
+            method=method,
+            kept_float=(*kept, *parts.head),
+            quantised=len(chosen.products),
+            agreement=agreement,
+            tried=self.tried,
+            speedup=ratio,
+            reduced_range=self.calibration.reduce_range,
+            reasons=(*gate.failures(agreement), *slow),
+        )
+
+
+def _split(
+    crops: Crops, labels: Labels, held_out: tuple[Crops, Labels] | None, side: int
+) -> tuple[Crops, Crops, Labels]:
+    """Crops for ranges, and crops with labels to compare on."""
+    truth = np.asarray(labels)
+    check_calibration(crops, truth, side)
+    if held_out is not None:
+        check_calibration(held_out[0], np.asarray(held_out[1]), side)
+        return crops, held_out[0], np.asarray(held_out[1])
+    held = np.zeros(len(crops), bool)
+    for label in (0, 1):
+        held[np.flatnonzero(truth == label)[::_HELD_OUT_EVERY]] = True
+    if held.all():
+        raise InputError(f"{len(crops)} calibration crops are too few to hold any out; give 300 or more.")
+    return crops[~held], crops[held], truth[held]
+
+
+def _thin(labels: Labels, most: int) -> Places:
+    """Places of at most so many crops, half of each class where there are enough, evenly over the set."""
+    places = []
+    for label in (0, 1):
+        of_class = np.flatnonzero(labels == label)
+        count = min(len(of_class), most // 2)
+        places.append(of_class[np.linspace(0, len(of_class) - 1, count).round().astype(int)])
+    return np.sort(np.concatenate(places))
+
+
+def _next_step(found: Agreement, gate: Gate) -> float:
+    """Decibels to go: decisions flip in proportion to the noise's amplitude, of which half is tried at a time."""
+    flips = 10 * math.log10(max(found.flips, gate.max_flips) / gate.max_flips)
+    return float(np.clip(flips, *_STEPS_DB))
+
+
+def _seal(model: onnx.ModelProto, source: onnx.ModelProto) -> None:
+    """The float graph's facts, and nothing of the quantiser's own."""
+    model.ClearField("metadata_props")
+    model.metadata_props.extend(source.metadata_props)
+    model.producer_name, model.producer_version = source.producer_name, source.producer_version

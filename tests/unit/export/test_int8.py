@@ -1,0 +1,179 @@
+"""Int8 graphs keep the detector: the gate holds, sensitive layers stay in float, and the result is reproducible."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+
+from export.activation_ranges import METHODS, SILU_FLOOR, Observed, choose_ranges
+from export.agreement import Agreement, Gate, compare
+from export.int8 import Calibration, Candidate, Search, calibrate, quantise_onnx
+from export.qdq import examine
+from export.sensitivity import leave_in_float
+from pipeline.errors import InputError
+from pipeline.runtime_onnx import OnnxRuntime
+from tests.unit.export.planted_graph import SIDE, labelled_crops, plant_outlier
+
+ANY = Gate(min_sqnr_db=-200, max_delta_auc=1, max_flips=1)
+"""A gate that lets everything through, so that every layer is quantised."""
+
+
+@pytest.fixture(scope="module")
+def calibration(graph: Path) -> Calibration:
+    return calibrate(graph, *labelled_crops(80, seed=1), threads=1)
+
+
+def test_the_gate_holds_on_crops_that_set_no_ranges(calibration: Calibration, tmp_path: Path) -> None:
+    gate = Gate(min_sqnr_db=20, max_delta_auc=0.02, max_flips=0.05)
+    result = quantise_onnx(calibration, tmp_path / "int8.onnx", gate=gate)
+    assert gate.failures(result.agreement) == []
+    assert result.quantised + len(result.kept_float) == 18
+    crops, labels = labelled_crops(60, seed=2)
+    full, reduced = (OnnxRuntime(path, threads=1).run(crops) for path in (calibration.source, result.path))
+    found = compare(full.logits, reduced.logits, labels)
+    assert found.sqnr_db > 17
+    assert not np.array_equal(full.logits, reduced.logits)
+    assert reduced.evidence is not None
+    assert {"minmax", "percentile", "entropy", "mse"} <= set(result.tried)
+
+
+def test_convolutions_run_in_int8_and_the_head_in_float(calibration: Calibration, tmp_path: Path) -> None:
+    result = quantise_onnx(calibration, tmp_path / "int8.onnx", methods=("minmax",), gate=ANY)
+    assert result.quantised == 17
+    assert result.kept_float == ("Conv",)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+    onnxruntime.InferenceSession(str(result.path), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(str(tmp_path / "fused.onnx")).graph.node]
+    assert kinds.count("QLinearConv") == 17
+    assert kinds.count("QLinearSigmoid") >= 11
+    assert sum("Conv" in kind for kind in kinds) == 18
+
+
+def test_a_planted_outlier_is_found_and_left_in_float(graph: Path, tmp_path: Path) -> None:
+    planted = plant_outlier(graph, tmp_path / "planted.onnx")
+    crops, labels = labelled_crops(80, seed=1)
+    calibration = calibrate(tmp_path / "planted.onnx", crops, labels, threads=1)
+    original = calibrate(graph, crops, labels, threads=1)
+    np.testing.assert_allclose(calibration.logits, original.logits, atol=1e-3)
+    noise = Search(calibration, "onnxruntime").noise("minmax")
+    assert max(noise, key=lambda name: noise[name]) == planted
+    result = quantise_onnx(calibration, tmp_path / "int8.onnx", methods=("minmax",), gate=Gate(18, 0.05, 0.1))
+    assert planted in result.kept_float
+    assert result.agreement.sqnr_db >= 18
+    assert any(planted in note for note in result.notes)
+
+
+def test_two_quantisations_give_the_same_bytes(graph: Path, tmp_path: Path) -> None:
+    hashes = set()
+    for name in ("one.onnx", "two.onnx"):
+        fresh = calibrate(graph, *labelled_crops(40, seed=1), threads=1)
+        result = quantise_onnx(fresh, tmp_path / name, methods=("minmax", "mse"), gate=ANY)
+        hashes.add(hashlib.sha256(result.path.read_bytes()).hexdigest())
+    assert len(hashes) == 1
+
+
+def test_facts_of_the_float_graph_stay_in_the_file(calibration: Calibration, tmp_path: Path) -> None:
+    result = quantise_onnx(calibration, tmp_path / "int8.onnx", methods=("minmax",), gate=ANY)
+    facts = [
+        {item.key: item.value for item in onnx.load(str(p)).metadata_props}
+        for p in (calibration.source, result.path)
+    ]
+    assert facts[0] == facts[1]
+    assert "network" in facts[1]
+
+
+def test_without_byte_dot_products_weights_keep_to_seven_bits(graph: Path, tmp_path: Path) -> None:
+    largest = {}
+    for reduce in (True, False):
+        calibration = calibrate(graph, *labelled_crops(24, seed=1), threads=1, reduce_range=reduce)
+        result = quantise_onnx(calibration, tmp_path / "int8.onnx", methods=("minmax",), gate=ANY)
+        weights = [
+            numpy_helper.to_array(item)
+            for item in onnx.load(str(result.path)).graph.initializer
+            if item.data_type == onnx.TensorProto.INT8 and len(item.dims) == 4
+        ]
+        assert len(weights) == 17
+        largest[reduce] = max(int(np.abs(weight.astype(int)).max()) for weight in weights)
+        assert result.reduced_range is reduce
+    assert largest == {True: 64, False: 127}
+
+
+def test_a_graph_that_is_not_faster_is_not_worth_it(calibration: Calibration, tmp_path: Path) -> None:
+    search = Search(calibration, "onnxruntime")
+    chosen = Candidate(onnx.ModelProto(), calibration.parts.products)
+    good = Agreement(sqnr_db=40, delta_auc=0, flips=0, crops=100)
+    slow = search.result(tmp_path, "minmax", chosen, good, 0.98, Gate())
+    assert not slow.worth_it
+    assert slow.reasons == ("it is not faster than fp32 (0.98x)",)
+    assert search.result(tmp_path, "minmax", chosen, good, 1.5, Gate()).worth_it
+    bad = Agreement(sqnr_db=12, delta_auc=-0.02, flips=0.03, crops=100)
+    reasons = search.result(tmp_path, "minmax", chosen, bad, 1.5, Gate()).reasons
+    assert len(reasons) == 3
+    assert "SQNR 12.0 dB is below 20" in reasons
+
+
+@pytest.mark.parametrize(
+    ("count", "change", "words"),
+    [
+        (0, {}, "calibration set is empty"),
+        (8, {"labels": np.zeros(8, np.int64)}, "only one class"),
+        (8, {"labels": np.zeros(7, np.int64)}, "as many labels"),
+        (8, {"labels": np.full(8, 2)}, "labels of 0"),
+        (8, {"crops": np.zeros((8, 32, 32, 3), np.uint8)}, f"expected uint8 .N, {SIDE}"),
+        (8, {"crops": np.zeros((8, SIDE, SIDE, 3), np.float32)}, "expected uint8"),
+        (2, {}, "too few to hold any out"),
+    ],
+)
+def test_unusable_calibration_sets_are_refused(
+    graph: Path, count: int, change: dict[str, np.ndarray], words: str
+) -> None:
+    crops, labels = labelled_crops(count)
+    with pytest.raises(InputError, match=words):
+        calibrate(graph, change.get("crops", crops), change.get("labels", labels), threads=1)
+
+
+def test_an_answer_that_is_not_finite_agrees_in_nothing() -> None:
+    logits = np.array([[1, -1], [-1, 1]], np.float32)
+    found = compare(logits, np.full_like(logits, np.nan), np.array([0, 1]))
+    assert Gate().failures(found)
+    assert found.flips == 1
+
+
+def test_ranges_by_each_method() -> None:
+    bulk = np.random.default_rng(0).normal(0, 1, 200_000).astype(np.float32)
+    values = Observed(-40.0, 60.0, np.append(bulk, np.float32([-40, 60])))
+    ranges = {method: choose_ranges({"x": values}, method)["x"] for method in METHODS}
+    assert ranges["minmax"] == (-40.0, 60.0)
+    for method in ("percentile", "mse", "entropy"):
+        low, high = ranges[method]
+        assert -40 < low < -2, method
+        assert 2 < high < 60, method
+    assert choose_ranges({"x": values}, "minmax", {"x"})["x"] == (SILU_FLOOR, 60.0)
+    constant = Observed(2.0, 2.0, np.full(10, 2, np.float32))
+    assert choose_ranges({"x": constant}, "mse")["x"] == (2.0, 2.0)
+
+
+def test_layers_left_in_float_are_the_cheapest_that_suffice() -> None:
+    noise = {"early": 0.010, "dear": 0.012, "late": 0.001, "tiny": 0.0001}
+    costs = {"early": 1.0, "dear": 50.0, "late": 1.0, "tiny": 1.0}
+    assert leave_in_float(noise, costs, 1.0) == set()
+    assert leave_in_float(noise, costs, 0.0135) == {"early"}
+    assert leave_in_float(noise, costs, 0.0015) == {"early", "dear"}
+    assert leave_in_float(noise, costs, 0.0) == set(noise)
+    # "early" buys more per cost, but "dear" is needed and then suffices
+    assert leave_in_float(noise, {**costs, "dear": 2.0}, 0.0112) == {"dear"}
+
+
+def test_what_can_be_quantised_is_found_by_structure(calibration: Calibration) -> None:
+    parts = examine(calibration.prepared.graph)
+    assert len(parts.products) == 17
+    assert parts.head == ("Conv",)
+    assert len(parts.before_silu) == 11
+    assert all(cost > 0 for cost in parts.costs.values())
