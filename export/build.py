@@ -15,6 +15,7 @@ from pipeline.manifest import EngineFacts
 from training.networks import Detector
 
 if TYPE_CHECKING:
+    from export.int8 import Calibration
     from export.tensorrt_engine import BuiltEngine
 
 
@@ -53,6 +54,14 @@ class Ingredients:
         """Crops from which int8 ranges are taken."""
         return self.gather_ranges()
 
+    @cached_property
+    def calibration(self) -> Calibration:
+        """What all int8 formats for CPUs are made from; the `onnx` format is built by then."""
+        from export.int8 import calibrate
+
+        source = self.built["onnx"].files[0]
+        return calibrate(source, self.ranges.crops, self.ranges.labels, threads=self.threads)
+
     @property
     def range_notes(self) -> tuple[str, ...]:
         """What the int8 ranges were taken from; nothing where no format needed any."""
@@ -88,6 +97,27 @@ def _onnx(item: Format, ingredients: Ingredients) -> Built:
     return Built((path,), notes=(f"opset {CPU_OPSET}",))
 
 
+def _onnx_int8(item: Format, ingredients: Ingredients) -> Built:
+    from export.int8 import quantise_onnx
+
+    path = ingredients.path(item)
+    return Built((path,), notes=quantise_onnx(ingredients.calibration, path).notes)
+
+
+def _openvino(item: Format, ingredients: Ingredients) -> Built:
+    from export.openvino_formats import write_openvino
+
+    return Built(write_openvino(ingredients.built["onnx"].files[0], ingredients.path(item)))
+
+
+def _openvino_int8(item: Format, ingredients: Ingredients) -> Built:
+    from export.openvino_formats import quantise_openvino
+
+    path = ingredients.path(item)
+    result = quantise_openvino(ingredients.calibration, path)
+    return Built((path, path.with_suffix(".bin")), notes=result.notes)
+
+
 def _engine(item: Format, ingredients: Ingredients) -> Built:
     from export.tensorrt_formats import half_engine, notes_of
 
@@ -118,6 +148,9 @@ def _built_engine(made: BuiltEngine, notes: tuple[str, ...]) -> Built:
 
 _BUILDERS: dict[str, Callable[[Format, Ingredients], Built]] = {
     "onnx": _onnx,
+    "onnx-int8": _onnx_int8,
+    "openvino": _openvino,
+    "openvino-int8": _openvino_int8,
     "tensorrt": _engine,
     "tensorrt-rtx": _engine,
     "torch-tensorrt": _torch_tensorrt,

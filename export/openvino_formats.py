@@ -1,0 +1,199 @@
+"""Makes OpenVINO models from the fp32 ONNX file: in fp32, and in int8 by whichever quantiser measures better."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from export.activation_ranges import METHODS, Method
+from export.agreement import Agreement, Gate, Logits, compare
+from export.int8 import GATE, Calibration, Int8Result, Search
+from export.intermediates import read_graph, square_of
+from export.speed_gate import speedup
+from pipeline.errors import InputError
+from pipeline.runtime import Answer, Crops
+from pipeline.runtime_openvino import OpenVinoRuntime
+from pipeline.storage import write_whole
+
+Preset = Literal["mixed", "performance"]
+NNCF_CROPS: Final = 128
+"""Crops NNCF sees; its ranges are means over crops and settle early."""
+_FASTER: Final = 1.05
+"""A candidate must be this much faster to win over one that agrees better."""
+
+
+def write_openvino(source: Path, out: Path) -> tuple[Path, Path]:
+    """Convert an fp32 graph of ours and write it.
+
+    Args:
+        source: ONNX file, `crops` -> `logits` [, `evidence`].
+        out: The .xml to write; the .bin lies beside it under the same name.
+
+    Returns:
+        The .xml and the .bin.
+
+    Raises:
+        InputError: No graph of ours, or one that OpenVINO cannot read.
+    """
+    square_of(read_graph(source), source)
+    return _save(_read(source), out)
+
+
+def quantise_openvino(
+    calibration: Calibration,
+    out: Path,
+    *,
+    methods: Sequence[Method] = METHODS,
+    presets: Sequence[Preset] = ("mixed",),
+    gate: Gate = GATE,
+) -> Int8Result:
+    """Quantise for OpenVINO and write the model; worth it or not.
+
+    Our QDQ graph comes first. Where it had to leave layers in float, NNCF gets its chance, with those layers left in
+    float too; where it had not, NNCF has nothing to win (measured: equally fast, and 3 to 6 dB noisier). What does not
+    hold the gate loses; then what is more than 5 % faster wins; then what agrees better.
+
+    Args:
+        calibration: From `export.int8.calibrate`.
+        out: The .xml to write; the .bin lies beside it under the same name.
+        methods: Ways to find ranges for the QDQ graph.
+        presets: NNCF's: "mixed" has asymmetric activations, "performance" symmetric ones. None leaves NNCF out.
+        gate: As in `quantise_onnx`.
+
+    Returns:
+        As `quantise_onnx`; agreement with the fp32 ONNX graph and speed against fp32 are OpenVINO's own.
+
+    Raises:
+        InputError: NNCF or OpenVINO is not installed.
+    """
+    search = Search(calibration, "openvino")
+    method = search.best_method(methods)
+    chosen = search.fit_gate(method, gate)
+    kept = set(calibration.parts.products) - set(chosen.products)
+    models = {f"{method}, QDQ": _read(chosen.model.SerializeToString(deterministic=True))}
+    for preset in presets if kept else ():
+        models[f"NNCF {preset}"] = _nncf(calibration, preset, kept | set(calibration.parts.head))
+    with tempfile.TemporaryDirectory() as folder:
+        path, _ = write_openvino(calibration.source, Path(folder) / "full.xml")
+        full = OpenVinoRuntime(path, threads=calibration.threads)
+        rivals = [
+            _measure(calibration, full, name, model, Path(folder) / f"{index}.xml")
+            for index, (name, model) in enumerate(models.items())
+        ]
+    for rival in rivals:
+        search.tried[f"{rival.name} in OpenVINO"] = rival.agreement
+    best = choose(rivals, gate)
+    _save(models[best.name], out)
+    return search.result(out, best.name, chosen, best.agreement, best.ratio, gate)
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A quantised model, measured in OpenVINO."""
+
+    name: str
+    agreement: Agreement
+    ratio: float
+    """Time of OpenVINO's fp32 over this one's."""
+
+
+def choose(rivals: Sequence[Rival], gate: Gate) -> Rival:
+    """See `quantise_openvino`."""
+    passing = [rival for rival in rivals if not gate.failures(rival.agreement)] or list(rivals)
+    fastest = max(rival.ratio for rival in passing)
+    near = [rival for rival in passing if rival.ratio * _FASTER >= fastest]
+    return max(near, key=lambda rival: rival.agreement.sqnr_db)
+
+
+def _measure(calibration: Calibration, full: OpenVinoRuntime, name: str, model: Any, path: Path) -> Rival:
+    runtime = OpenVinoRuntime(_save(model, path)[0], threads=calibration.threads)
+    agreement = compare(calibration.logits, _logits(runtime, calibration.held), calibration.labels)
+    return Rival(name, agreement, speedup(full, runtime, calibration.held))
+
+
+def _logits(runtime: OpenVinoRuntime, crops: Crops, batch: int = 8) -> Logits:
+    answers: list[Answer] = [
+        runtime.run(crops[start : start + batch]) for start in range(0, len(crops), batch)
+    ]
+    return np.concatenate([answer.logits for answer in answers])
+
+
+def _read(graph: Path | bytes) -> Any:
+    """Read ONNX without the converter's command, which phones home."""
+    openvino = _openvino()
+    try:
+        return openvino.Core().read_model(graph if isinstance(graph, bytes) else str(graph))
+    except RuntimeError as error:
+        name = graph if isinstance(graph, Path) else "the int8 graph"
+        raise InputError(f"OpenVINO cannot read {name}: {error}") from error
+
+
+def _save(model: Any, out: Path) -> tuple[Path, Path]:
+    """Write .xml and .bin, each in one step, in fp32: halving the weights would not pass for fp32."""
+    openvino = _openvino()
+    for index, node in enumerate(model.get_ordered_ops()):
+        # Names with a number that counts the nodes of the whole process.
+        kind = node.get_type_name()
+        if re.fullmatch(rf"{kind}_\d+", node.get_friendly_name()):
+            node.set_friendly_name(f"{kind}/{index}")
+    with tempfile.TemporaryDirectory() as folder:
+        # Always the same name inside, so that the same model gives the same bytes.
+        made = Path(folder) / "model.xml"
+        openvino.save_model(model, str(made), compress_to_fp16=False)
+        weights = out.with_suffix(".bin")
+        write_whole(weights, made.with_suffix(".bin").read_bytes())
+        write_whole(out, made.read_bytes())
+    return out, weights
+
+
+def _nncf(calibration: Calibration, preset: Preset, in_float: set[str]) -> Any:
+    model = _read(calibration.source)
+    with _silent():
+        # Without this variable NNCF reports its use to its makers.
+        os.environ.setdefault("NNCF_CI", "1")
+        try:
+            import nncf
+        except ImportError as error:
+            raise InputError(
+                "openvino-int8 needs NNCF, which is not installed: `pip install -e '.[export]'`."
+            ) from error
+        nncf.set_log_level(logging.ERROR)
+        names = {node.get_friendly_name() for node in model.get_ops()}
+        step = max(1, len(calibration.ranging) // NNCF_CROPS)
+        crops = calibration.ranging[::step]
+        return nncf.quantize(
+            model,
+            nncf.Dataset([crop[None] for crop in crops]),
+            subset_size=len(crops),
+            preset=nncf.QuantizationPreset(preset),
+            ignored_scope=nncf.IgnoredScope(names=sorted(in_float & names)),
+        )
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """NNCF draws progress bars on the standard output, and importing it warns of packages it would like."""
+    with redirect_stdout(StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _openvino() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise InputError(
+            "openvino models need OpenVINO, which is not installed: `pip install -e '.[openvino]'`."
+        ) from error
+    return openvino

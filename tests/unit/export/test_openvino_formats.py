@@ -1,0 +1,102 @@
+"""OpenVINO models answer like the ONNX graph, are the same files each time, and really run in int8."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.agreement import Agreement, Gate
+from export.int8 import Calibration, calibrate
+from export.openvino_formats import Rival, choose, quantise_openvino, write_openvino
+from pipeline.errors import InputError
+from pipeline.runtime_onnx import OnnxRuntime
+from pipeline.runtime_openvino import OpenVinoRuntime
+from tests.unit.export.planted_graph import labelled_crops
+
+ANY = Gate(min_sqnr_db=-200, max_delta_auc=1, max_flips=1)
+NEVER = Gate(min_sqnr_db=150)
+
+
+@pytest.fixture(scope="module")
+def calibration(graph: Path) -> Calibration:
+    return calibrate(graph, *labelled_crops(48, seed=1), threads=1)
+
+
+def hashes(*paths: Path) -> list[str]:
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+
+
+def test_fp32_answers_like_onnx_runtime_for_any_batch(graph: Path, tmp_path: Path) -> None:
+    path, weights = write_openvino(graph, tmp_path / "model.xml")
+    assert weights == tmp_path / "model.bin"
+    ours, theirs = OpenVinoRuntime(path, threads=1), OnnxRuntime(graph, threads=1)
+    for count in (1, 2, 7):
+        crops = labelled_crops(count, seed=count)[0]
+        found, expected = ours.run(crops), theirs.run(crops)
+        np.testing.assert_allclose(found.logits, expected.logits, atol=1e-4)
+        assert found.evidence is not None
+        assert expected.evidence is not None
+        np.testing.assert_allclose(found.evidence, expected.evidence, atol=1e-3)
+
+
+def test_weights_are_stored_whole(graph: Path, tmp_path: Path) -> None:
+    _, weights = write_openvino(graph, tmp_path / "model.xml")
+    assert weights.stat().st_size > 0.9 * graph.stat().st_size
+
+
+def test_the_same_graph_gives_the_same_files(graph: Path, calibration: Calibration, tmp_path: Path) -> None:
+    first = hashes(*write_openvino(graph, tmp_path / "a.xml"))
+    assert hashes(*write_openvino(graph, tmp_path / "b.xml")) == first
+    int8 = []
+    for name in ("c.xml", "d.xml"):
+        out = tmp_path / name
+        quantise_openvino(calibration, out, methods=("minmax",), gate=ANY)
+        int8.append(hashes(out, out.with_suffix(".bin")))
+    assert int8[0] == int8[1]
+
+
+def test_int8_runs_in_int8_although_floats_stay_floats(calibration: Calibration, tmp_path: Path) -> None:
+    import openvino
+
+    out = tmp_path / "int8.xml"
+    result = quantise_openvino(calibration, out, methods=("minmax",), gate=ANY)
+    assert result.quantised == 17
+    assert out.with_suffix(".bin").stat().st_size < 0.5 * calibration.source.stat().st_size
+    config = {"INFERENCE_PRECISION_HINT": "f32"}  # as `OpenVinoRuntime` asks
+    compiled = openvino.Core().compile_model(str(out), "CPU", config)
+    kinds = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
+    convolutions = [kind for kind in kinds if kind["layerType"].astype(str) == "Convolution"]
+    in_bytes = [kind for kind in convolutions if kind["runtimePrecision"].astype(str) in ("u8", "i8")]
+    assert len(in_bytes) == 17
+    assert result.agreement.sqnr_db > 10
+
+
+def test_nncf_competes_in_silence_where_layers_had_to_stay_in_float(
+    calibration: Calibration, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = quantise_openvino(calibration, tmp_path / "int8.xml", methods=("minmax",), gate=NEVER)
+    assert {"minmax, QDQ in OpenVINO", "NNCF mixed in OpenVINO"} <= set(result.tried)
+    assert not result.worth_it
+    assert OpenVinoRuntime(tmp_path / "int8.xml", threads=1).run(labelled_crops(2)[0]).logits.shape == (2, 2)
+    assert capfd.readouterr().out == ""
+
+
+def test_who_wins() -> None:
+    def rival(name: str, sqnr: float, ratio: float) -> Rival:
+        return Rival(name, Agreement(sqnr_db=sqnr, delta_auc=0, flips=0, crops=100), ratio)
+
+    better, faster = rival("better", 30, 2.0), rival("faster", 25, 2.5)
+    assert choose([better, faster], Gate()) is faster
+    assert choose([better, rival("hardly faster", 25, 2.05)], Gate()) is better
+    assert choose([better, rival("broken", 10, 5.0)], Gate()) is better
+    assert choose([rival("worse", 5, 2.0), rival("bad", 10, 2.0)], Gate()).name == "bad"
+
+
+def test_what_is_no_graph_of_ours_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="is no ONNX file"):
+        write_openvino(tmp_path / "model.onnx", tmp_path / "model.xml")
+    assert not (tmp_path / "model.xml").exists()
