@@ -50,6 +50,7 @@ test-fast: .venv/.ready ## what a change is checked with while it is written
 check: .venv/.ready ## lint, format, types, import rules, spelling, generated files
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	$(BIN)/lint-imports && $(BIN)/codespell
+	$(BIN)/hadolint Dockerfile Dockerfile.gpu
 	$(BIN)/python -m training config-schema | diff - configs/schema.json
 	$(BIN)/python -m benchmarks readme --check
 
