@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from export.mobilevit import simplify
 from pipeline.errors import InputError
 from training.networks import Detector
 
@@ -20,6 +21,9 @@ class ExportGraph(nn.Module):
 
     Args:
         detector: The trained network; it is left alone.
+        native_group_norm: Write GroupNorm as one operator, for a runtime that has it.
+        simplified: Rewrite a MobileViTv2 into the cheaper form of `export.mobilevit`.
+        merging: As part of that, merge neighbouring 1x1 convolutions.
 
     Attributes:
         outputs: Names of what `forward` returns: "logits" and, where the network has it, "evidence".
@@ -29,14 +33,27 @@ class ExportGraph(nn.Module):
         InputError: A weight or statistic is NaN or infinite.
     """
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(
+        self,
+        detector: Detector,
+        *,
+        native_group_norm: bool = False,
+        simplified: bool = True,
+        merging: bool = True,
+    ) -> None:
         super().__init__()
         refuse_non_finite(detector)
         copied = copy.deepcopy(detector).cpu().float().eval().requires_grad_(False)
         self.image_size = copied.spec.image_size
         self.outputs = ("logits", "evidence") if copied.has_evidence else ("logits",)
         self.backbone: Any = copied.backbone
-        self.head = copied.head
+        # A linear head commutes with average pooling: classify every cell, then average, and evidence comes free.
+        self.cells: nn.Conv2d | None = _as_convolution(copied.head) if copied.has_evidence else None
+        self.head: Any = None if copied.has_evidence else copied.head
+        if simplified:
+            self.cells = simplify(
+                self.backbone, self.cells, native_group_norm=native_group_norm, merging=merging
+            )
         self._normalises = bool((copied.mean != 0).any() or (copied.std != 1).any())
         self.mean: Tensor
         self.std: Tensor
@@ -54,15 +71,17 @@ class ExportGraph(nn.Module):
         if self._normalises:
             scaled = (scaled - self.mean) / self.std
         features = self.backbone.forward_features(scaled)
-        if len(self.outputs) == 1:
-            return (self.head(self.backbone.forward_head(features, pre_logits=True)),)
-        return self._pooled_head(features)
+        if self.cells is not None:
+            cells = self.cells(features)
+            return cells.mean((2, 3)), cells[:, 1] - cells[:, 0]
+        return (self.head(self.backbone.forward_head(features, pre_logits=True)),)
 
-    def _pooled_head(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Classify every cell, then average: a linear head commutes with the mean, and evidence comes free."""
-        weight = self.head.weight[:, :, None, None]
-        cells = nn.functional.conv2d(features, weight, self.head.bias)
-        return cells.mean((2, 3)), cells[:, 1] - cells[:, 0]
+
+def _as_convolution(head: nn.Linear) -> nn.Conv2d:
+    cells = nn.Conv2d(head.in_features, head.out_features, 1)
+    cells.weight = nn.Parameter(head.weight[:, :, None, None], requires_grad=False)
+    cells.bias = nn.Parameter(head.bias, requires_grad=False)
+    return cells
 
 
 def refuse_non_finite(detector: Detector) -> None:

@@ -29,6 +29,9 @@ which ONNX Runtime has no CPU kernel, and its quantiser refuses the file."""
 GPU_OPSET: Final = 21
 """For TensorRT, which has a native layer for GroupNormalization with statistics in float32."""
 
+_OURS: Final = ("backbone.", "cells.", "head.")
+"""What the parameters of the exported module are called."""
+
 
 def write_onnx(
     detector: Detector, path: Path, *, opset: int = CPU_OPSET, metadata: Mapping[str, str] | None = None
@@ -57,7 +60,8 @@ def build_onnx(
     detector: Detector, *, opset: int = CPU_OPSET, metadata: Mapping[str, str] | None = None
 ) -> onnx.ModelProto:
     """As `write_onnx`, into memory."""
-    model = trace(ExportGraph(detector), opset)
+    # As one operator from opset 21 on; before that the exporter would add what the fold has just taken away.
+    model = trace(ExportGraph(detector, native_group_norm=opset >= GPU_OPSET), opset)
     if any(node.op_type in ("Resize", "Upsample") for node in model.graph.node):
         raise InputError(
             f"At {detector.spec.image_size} px {detector.spec.name} resizes its own feature maps, which is slow and "
@@ -138,7 +142,7 @@ def _rename(graph: onnx.GraphProto, outputs: list[str]) -> None:
         node.name = plain if seen[plain] == 1 else f"{plain}_{seen[plain]}"
         for index, output in enumerate(node.output):
             names.setdefault(output, node.name if index == 0 else f"{node.name}:{index}")
-    constants = [i.name for i in graph.initializer if not i.name.startswith(("backbone.", "head."))]
+    constants = [i.name for i in graph.initializer if not i.name.startswith(_OURS)]
     names.update({name: f"constant_{index}" for index, name in enumerate(constants)})
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
@@ -149,7 +153,7 @@ def _rename(graph: onnx.GraphProto, outputs: list[str]) -> None:
 
 def _scope(node: onnx.NodeProto) -> str:
     """The innermost module that the exporter says a node comes from; a convolution's is the owner of its weight."""
-    if node.op_type == "Conv" and node.input[1].startswith(("backbone.", "head.")):
+    if node.op_type == "Conv" and node.input[1].startswith(_OURS):
         # a BatchNorm that was folded into it has left its own name on it
         return str(node.input[1]).rpartition(".")[0]
     found = [item.value for item in node.metadata_props if item.key == "pkg.torch.onnx.name_scopes"]

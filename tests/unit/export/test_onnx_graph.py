@@ -17,29 +17,11 @@ from numpy.typing import NDArray
 from export.onnx_graph import CPU_OPSET, GPU_OPSET, build_onnx, write_onnx
 from pipeline.errors import InputError
 from pipeline.runtime_onnx import OnnxRuntime
+from tests.unit.export.detectors import random_crops, random_detector
 from training.checkpoint import CheckpointInfo, load_detector, save_checkpoint
 from training.networks import Detector, NetworkSpec
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def random_detector(name: str, size: int, seed: int = 0, **spec: object) -> Detector:
-    """A detector with random weights whose statistics are those of its activations, as after training."""
-    torch.manual_seed(seed)
-    detector = Detector(NetworkSpec(name=name, image_size=size, **spec))  # type: ignore[arg-type]
-    with torch.no_grad():
-        for module in detector.modules():
-            if isinstance(module, torch.nn.BatchNorm2d | torch.nn.GroupNorm):
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.uniform_(-0.3, 0.3)
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = 1.0
-        detector(torch.randint(0, 256, (8, size, size, 3), dtype=torch.uint8))
-    return detector.eval()
-
-
-def crops(count: int, size: int) -> NDArray[np.uint8]:
-    return np.random.default_rng(count).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
 def largest_difference(detector: Detector, path: Path, given: NDArray[np.uint8], *, optimise: bool) -> float:
@@ -75,7 +57,7 @@ def student_file(student: Detector, tmp_path_factory: pytest.TempPathFactory) ->
 def test_answers_as_the_network_for_every_batch(
     student: Detector, student_file: Path, count: int, optimise: bool
 ) -> None:
-    assert largest_difference(student, student_file, crops(count, 64), optimise=optimise) < 2e-5
+    assert largest_difference(student, student_file, random_crops(count, 64), optimise=optimise) < 2e-5
 
 
 @pytest.mark.parametrize("value", [0, 255])
@@ -87,7 +69,7 @@ def test_answers_as_the_network_at_the_ends_of_the_range(
 
 
 def test_the_score_depends_on_the_crop(student: Detector, student_file: Path) -> None:
-    logits = OnnxRuntime(student_file, threads=1).run(crops(7, 64)).logits
+    logits = OnnxRuntime(student_file, threads=1).run(random_crops(7, 64)).logits
     assert logits.std(axis=0).min() > 1e-3
 
 
@@ -106,7 +88,7 @@ def test_other_networks_sizes_and_opsets(
     detector = random_detector(name, size, **spec)
     path = write_onnx(detector, tmp_path / "graph.onnx", opset=opset)
     assert onnx.load(path).opset_import[0].version == opset
-    assert largest_difference(detector, path, crops(3, size), optimise=True) < 2e-5
+    assert largest_difference(detector, path, random_crops(3, size), optimise=True) < 2e-5
 
 
 @pytest.mark.slow
@@ -114,7 +96,7 @@ def test_other_networks_sizes_and_opsets(
 def test_full_size_networks(tmp_path: Path, name: str, size: int) -> None:
     detector = random_detector(name, size)
     path = write_onnx(detector, tmp_path / "graph.onnx")
-    assert largest_difference(detector, path, crops(2, size), optimise=True) < 1e-4
+    assert largest_difference(detector, path, random_crops(2, size), optimise=True) < 1e-4
 
 
 def test_one_file_with_the_facts_inside(student_file: Path) -> None:
@@ -145,6 +127,7 @@ EXPORT = """
 import sys
 from pathlib import Path
 from export.onnx_graph import write_onnx
+from tests.unit.export.detectors import random_crops, random_detector
 from training.checkpoint import load_detector
 detector, info = load_detector(Path(sys.argv[1]))
 write_onnx(detector, Path(sys.argv[2]), metadata={"checkpoint_sha256": info.sha256})
