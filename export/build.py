@@ -131,6 +131,22 @@ def _engine(item: Format, ingredients: Ingredients) -> Built:
     return _built_engine(made, notes_of(made))
 
 
+def _int8_engine(item: Format, ingredients: Ingredients) -> Built:
+    from export.tensorrt_engine import check_builder
+    from export.tensorrt_formats import int8_engine, notes_of
+
+    check_builder("tensorrt")
+    made, chosen = int8_engine(
+        ingredients.detector,
+        ingredients.path(item),
+        ingredients.ranges.crops,
+        library="tensorrt",
+        metadata=ingredients.metadata,
+        threads=ingredients.threads,
+    )
+    return _built_engine(made, (*notes_of(made), *chosen.notes))
+
+
 def _torch_tensorrt(item: Format, ingredients: Ingredients) -> Built:
     from export.tensorrt_formats import notes_of
     from export.torch_tensorrt_program import build_program
@@ -152,6 +168,7 @@ _BUILDERS: dict[str, Callable[[Format, Ingredients], Built]] = {
     "openvino": _openvino,
     "openvino-int8": _openvino_int8,
     "tensorrt": _engine,
+    "tensorrt-int8": _int8_engine,
     "tensorrt-rtx": _engine,
     "torch-tensorrt": _torch_tensorrt,
 }

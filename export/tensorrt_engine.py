@@ -134,6 +134,16 @@ def build_engine(
     return BuiltEngine(target, facts, seconds)
 
 
+def check_builder(library: LibraryName) -> None:
+    """Refuse at once what would be refused after minutes of tracing and calibrating.
+
+    Raises:
+        CannotRunHereError: The library is not installed, or there is no GPU and it needs one.
+    """
+    if not open_library(library).is_rtx:
+        find_device()
+
+
 def inspect(plan: bytes, library: Library, log: Any) -> list[EngineLayer]:
     """Layers of a fresh engine by TensorRT's inspector, for every profile; needs the GPU it was built on.
 

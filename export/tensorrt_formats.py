@@ -11,7 +11,9 @@ import onnx
 from export.graph import ExportGraph
 from export.half_graph import HalfGraph
 from export.onnx_graph import GPU_OPSET, seal, trace
-from export.tensorrt_engine import BuiltEngine, build_engine
+from export.tensorrt_engine import BuiltEngine, build_engine, check_builder
+from export.tensorrt_int8 import Int8Graph, quantise
+from pipeline.runtime import Crops
 from pipeline.tensorrt_library import LibraryName
 from training.networks import Detector
 
@@ -41,8 +43,30 @@ def half_engine(
         CannotRunHereError: The library is not installed, or there is no GPU and it needs one.
         InputError: The network cannot be exported or built.
     """
+    check_builder(library)
     graph = half_onnx(detector, metadata).SerializeToString(deterministic=True)
     return build_engine(graph, target, library=library, precision="fp16", threads=threads)
+
+
+def int8_engine(
+    detector: Detector,
+    target: Path,
+    crops: Crops,
+    *,
+    library: LibraryName,
+    metadata: Mapping[str, str] | None = None,
+    threads: int | None = None,
+) -> tuple[BuiltEngine, Int8Graph]:
+    """Build an engine with int8 convolutions, the rest in float16; ranges are taken from crops.
+
+    Raises:
+        CannotRunHereError: The library is not installed, or there is no GPU and it needs one.
+        InputError: The network cannot be exported, quantised or built.
+    """
+    check_builder(library)
+    chosen = quantise(half_onnx(detector, metadata), crops, threads=threads)
+    graph = chosen.model.SerializeToString(deterministic=True)
+    return build_engine(graph, target, library=library, precision="int8", threads=threads), chosen
 
 
 def notes_of(built: BuiltEngine) -> tuple[str, ...]:
