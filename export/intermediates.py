@@ -14,7 +14,7 @@ from pipeline.errors import InputError
 from pipeline.runtime import Crops, check_crops
 
 Values = dict[str, NDArray[np.float32]]
-"""Float tensors by name; the first axis is the batch wherever the tensor has one."""
+"""Float tensors, also of graphs in float16, by name; the first axis is the batch wherever the tensor has one."""
 
 
 def read_graph(path: Path) -> onnx.ModelProto:
@@ -84,7 +84,7 @@ def tensor_values(
     session = session_of(expose(model, tensors), threads=threads)
     for start in range(0, len(crops), batch):
         found = session.run(list(tensors), {"crops": np.ascontiguousarray(crops[start : start + batch])})
-        yield dict(zip(tensors, found, strict=True))
+        yield {n: value.astype(np.float32, copy=False) for n, value in zip(tensors, found, strict=True)}
 
 
 def logits_of(

@@ -1,4 +1,4 @@
-"""int8 ranges for TensorRT are measured, and the share that keeps the logits is taken."""
+"""int8 ranges for TensorRT are measured, and the method that keeps the logits is taken."""
 
 from __future__ import annotations
 
@@ -6,29 +6,22 @@ import numpy as np
 import onnx
 import pytest
 
-from export.tensorrt_int8 import SHARES, observe, quantise
+from export.activation_ranges import METHODS
+from export.tensorrt_int8 import quantise
 from pipeline.errors import InputError
 from tests.unit.export.drawn_graph import CONVOLUTIONS, draw_graph, drawn_crops
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_the_share_with_the_best_logits_is_taken(half: bool) -> None:
+def test_the_method_with_the_best_logits_is_taken(half: bool) -> None:
     chosen = quantise(draw_graph(half=half), drawn_crops(10), threads=1)
     assert chosen.convolutions == CONVOLUTIONS[1:]
-    assert set(chosen.sqnr) == set(SHARES)
-    assert chosen.sqnr[chosen.share] == max(chosen.sqnr.values()) > 20
+    assert set(chosen.sqnr) == set(METHODS)
+    assert chosen.sqnr[chosen.method] == max(chosen.sqnr.values()) > 20
     assert [node.op_type for node in chosen.model.graph.node].count("QuantizeLinear") == 2
     onnx.checker.check_model(chosen.model, full_check=True)
     assert "2 convolutions in symmetric int8" in chosen.notes[0]
     assert "10 crops" in chosen.notes[1]
-
-
-def test_the_whole_range_is_exact_and_shares_of_it_are_smaller() -> None:
-    crops = drawn_crops(6)
-    limits = observe(draw_graph(), ["scaled", "silu"], crops, threads=1)
-    assert limits[100.0]["scaled"] == pytest.approx(crops.max() / 255)
-    for name in ("scaled", "silu"):
-        assert limits[99.9][name] <= limits[99.99][name] <= limits[100.0][name]
 
 
 def test_without_crops_there_are_no_ranges() -> None:
