@@ -28,6 +28,7 @@ from export.score_calibration import calibrate
 from export.torch_runtimes import EagerRuntime, ProgramRuntime
 from pipeline import assets
 from pipeline.bundle import Bundle, describe_file, open_bundle
+from pipeline.cuda_device import find_device
 from pipeline.errors import InputError, NotProvenError
 from pipeline.manifest import (
     UNSEALED_ID,
@@ -92,12 +93,15 @@ def export_bundle(settings: ExportSettings, console: Console) -> Bundle:
         The bundle, as a server would open it.
 
     Raises:
+        CannotRunHereError: A format that is built on a GPU, and there is none.
         InputError: An unusable checkpoint, data set, format or place.
         NotProvenError: An artefact does not do what was trained. The bundle is there without it, unless it is the
             fp32 ONNX file: then there is no bundle, and what was found lies in `OUT.rejected`.
     """
     start = time.perf_counter()
     check_place(settings.out)
+    if not all(item.builds_without_gpu for item in settings.formats):
+        find_device()  # now, and not after minutes of work
     with _torch_threads(settings.threads), new_folder(settings.out) as folder:
         subject = _examine(settings, console)
         ingredients = _ingredients(settings, subject, folder)
@@ -192,9 +196,9 @@ def _walk(
             if item.name == REFERENCE:
                 verdicts.append(_prove_reference(subject, entry, made.files[0], opened, settings.threads))
             else:
-                verdicts.append(
-                    prove(chain, entry, ingredients.folder.parent, opened, threads=settings.threads)
-                )
+                graph = ingredients.built[REFERENCE].files[0]
+                folder = ingredients.folder.parent
+                verdicts.append(prove(chain, entry, folder, opened, graph=graph, threads=settings.threads))
         if item.name == REFERENCE and verdicts[-1].verdict != "passed":
             break
     return built, verdicts

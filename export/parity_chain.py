@@ -140,7 +140,7 @@ class ParityChain:
             shown = self.inputs.labelled.at(places[:count])
             logits = reference.logits[:count], mine.answer.logits[:count]
             flips += face_flips(points, shown, *logits, temperature, self.rule)
-            if len(shown) == len(self.inputs.labelled):
+            if len(set(shown.labels.tolist())) == 2:
                 deltas = labelled_deltas(shown, *logits, temperature)
 
         def between(inside: Places) -> Difference:

@@ -104,15 +104,19 @@ def flip_table(links: tuple[LinkReport, ...]) -> str:
 
 
 def delta_table(links: tuple[LinkReport, ...]) -> str:
-    """ΔAUC, ΔEER and ΔECE of the links that were shown all faces."""
+    """ΔAUC, ΔEER and ΔECE of each link on the faces it was shown."""
     rows = [
-        [link.name, *(_change(value) for value in (link.deltas.auc, link.deltas.eer, link.deltas.ece))]
+        [
+            link.name,
+            str(link.faces.count),
+            *(_change(value) for value in (link.deltas.auc, link.deltas.eer, link.deltas.ece)),
+        ]
         for link in links
-        if link.deltas is not None
+        if link.deltas is not None and link.faces is not None
     ]
     if not rows:
         return "No labelled faces were shown."
-    return table(["link", "ΔAUC", "ΔEER", "ΔECE"], rows)
+    return table(["link", "faces", "ΔAUC", "ΔEER", "ΔECE"], rows)
 
 
 def kind_table(links: tuple[LinkReport, ...]) -> str:
@@ -153,14 +157,9 @@ def _broken(report: ParityReport) -> list[str]:
 def _drift(item: ArtefactVerdict) -> list[str]:
     if not item.drift:
         return []
-    rows = [
-        [name, f"{value:.1f}" if isinstance(value, float) else str(value)]
-        for name, value in item.drift.items()
-    ]
-    return [
-        f"{item.name}, layers that lose most (SQNR in dB, lowest first):",
-        table(["layer", "SQNR dB"], rows),
-    ]
+    start = f"starts at `{item.drift.starts_at}`" if item.drift.starts_at else "no single layer loses much"
+    rows = [[f"`{name}`", f"{value:.1f}"] for name, value in item.drift.sqnr_db.items()]
+    return [f"{item.name}: {start}. Layers that lose most:", table(["layer", "SQNR dB"], rows)]
 
 
 def _numbers(link: LinkReport) -> list[str]:

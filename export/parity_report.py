@@ -50,7 +50,7 @@ class LinkReport(_Model):
         kinds: By kind of crop.
         from_before: Difference from the link before.
         flips: Changed decisions at each operating point.
-        deltas: Change of AUC, EER and ECE on the faces; None for links that were shown only some of them.
+        deltas: Change of AUC, EER and ECE on the faces it was shown; None without faces of both classes.
         repeat: Batch invariance and determinism.
         seconds: It took.
         broken: A sentence for each bound that does not hold; empty when it passes.
@@ -71,6 +71,18 @@ class LinkReport(_Model):
     broken: tuple[str, ...] = ()
 
 
+class Drift(_Model):
+    """Where a broken graph leaves the fp32 one.
+
+    Attributes:
+        starts_at: The first layer, in the graph's order, that loses much; None where none does by itself.
+        sqnr_db: Signal to noise of the layers that lose most, by name, the worst first; -200 where it is not finite.
+    """
+
+    starts_at: str | None
+    sqnr_db: dict[str, float]
+
+
 class ArtefactVerdict(_Model):
     """What was decided about one artefact.
 
@@ -81,7 +93,7 @@ class ArtefactVerdict(_Model):
         links: The chain from PyTorch to it, in order.
         first_broken: The first link of that chain that breaks its gate, as "A -> B".
         speedup: Over fp32 in the same runtime, on this machine.
-        drift: Per-layer drift, where something broke: the tensors that lost most, by name.
+        drift: Layer by layer, where an ONNX file broke.
         notes: How it was made.
     """
 
@@ -91,7 +103,7 @@ class ArtefactVerdict(_Model):
     links: tuple[str, ...] = ()
     first_broken: str | None = None
     speedup: float | None = None
-    drift: dict[str, Any] | None = None
+    drift: Drift | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from export.formats import FORMATS
 from export.parity_chain import ParityChain, Runs
 from export.parity_gate import GATES
-from export.parity_report import ArtefactVerdict, LinkReport
+from export.parity_report import ArtefactVerdict, Drift, LinkReport
 from export.speed_gate import speedup
 from pipeline.errors import CannotRunHereError, InputError
 from pipeline.manifest import Artefact, BundleFile, Parity, Unproven
@@ -20,12 +20,21 @@ _NEEDS_FACES = "reduced to int8 it can only be proven on faces: give --calibrati
 SOME_FACES = 96
 """So many faces are shown to links that are only bounded number by number; all of them where AUC is bounded."""
 
+_DRIFT_CROPS = 8
+_WORST_LAYERS = 12
+
 Opened = dict[str, Runs]
 """Runtimes that are open, by artefact: the fp32 one is needed again to time the others against."""
 
 
 def prove(
-    chain: ParityChain, item: Unproven, folder: Path, opened: Opened, *, threads: int | None = None
+    chain: ParityChain,
+    item: Unproven,
+    folder: Path,
+    opened: Opened,
+    *,
+    graph: Path | None = None,
+    threads: int | None = None,
 ) -> ArtefactVerdict:
     """Measure one artefact and decide.
 
@@ -34,14 +43,29 @@ def prove(
         item: What was built.
         folder: Of the bundle.
         opened: Runtimes opened so far; this one is added.
+        graph: The fp32 ONNX file; an ONNX file that is broken is compared with it layer by layer.
         threads: CPU threads.
     """
-    return prove_with(
-        chain,
-        item,
-        lambda: _open(folder, item, threads),
-        opened,
-        before=link_before(chain, item),
+    before = link_before(chain, item)
+    verdict = prove_with(chain, item, lambda: _open(folder, item, threads), opened, before=before)
+    if verdict.verdict != "broken" or graph is None or item.runtime != "onnxruntime":
+        return verdict
+    return verdict.model_copy(update={"drift": _where(graph, folder / item.files[0].path, chain, threads)})
+
+
+def _where(graph: Path, changed: Path, chain: ParityChain, threads: int | None) -> Drift | None:
+    """The layers that lose most, and the first that loses much; None where the graphs share no layers."""
+    from export.drift import drift, first_drifted
+
+    try:
+        layers = drift(graph, changed, chain.inputs.crops[:_DRIFT_CROPS], threads=threads)
+    except InputError:
+        return None
+    first = first_drifted(layers)
+    worst = sorted(layers, key=lambda layer: layer.sqnr_db)[:_WORST_LAYERS]
+    return Drift(
+        starts_at=None if first is None else f"{first.tensor} ({first.op})",
+        sqnr_db={layer.tensor: layer.sqnr_db for layer in worst},
     )
 
 

@@ -76,11 +76,14 @@ def prove_bundle(settings: ProofSettings, console: Console) -> ParityReport:
     chain, label = _chain(settings, bundle, before, labelled)
     opened = Opened()
     verdicts = [_onnx(chain, bundle, opened, settings.threads)]
+    graph = bundle.path(bundle.artefact(REFERENCE).files[0])
     items = [as_unproven(item) for item in bundle.manifest.artefacts if item.name != REFERENCE]
     if verdicts[0].verdict == "passed":
         for item in (*items, *bundle.manifest.unproven):
             with console.status(item.name):
-                verdicts.append(prove(chain, item, bundle.folder, opened, threads=settings.threads))
+                verdicts.append(
+                    prove(chain, item, bundle.folder, opened, graph=graph, threads=settings.threads)
+                )
     report = _report(bundle.manifest, chain, label, verdicts, settings, before, time.perf_counter() - start)
     console.print(verdict_table(report), markup=False, highlight=False)
     for verdict in verdicts:

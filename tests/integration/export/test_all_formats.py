@@ -1,0 +1,103 @@
+"""Every format that a machine without a GPU can build goes through the gate: proven, or put away with its report."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from export.exporter import ExportSettings, export_bundle
+from export.formats import parse_formats
+from export.parity_report import ParityReport, read_parity
+from export.reprove import ProofSettings, prove_bundle
+from pipeline.bundle import Bundle, open_bundle
+from pipeline.errors import NotProvenError
+from pipeline.runtime import open_artefact
+
+pytestmark = pytest.mark.slow
+FORMATS = "onnx,onnx-fp16,onnx-int8,openvino,openvino-int8,tensorrt-rtx"
+
+
+@pytest.fixture(scope="module")
+def everything(checkpoint: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("everything") / "bundle"
+    settings = ExportSettings(checkpoint, out, parse_formats(FORMATS), prepared, images=120, threads=1)
+    # the weights are random: int8 may well fail here, which the tests below look into
+    with suppress(NotProvenError):
+        export_bundle(settings, Console(quiet=True))
+    return out
+
+
+def opened(folder: Path) -> tuple[Bundle, ParityReport]:
+    return open_bundle(folder), read_parity(folder)
+
+
+def test_every_format_has_a_verdict_and_lies_where_it_belongs(everything: Path) -> None:
+    bundle, report = opened(everything)
+    places = {
+        "artefacts": {item.name for item in bundle.manifest.artefacts},
+        "rejected": {item.name for item in bundle.manifest.rejected},
+        "unproven": {item.name for item in bundle.manifest.unproven},
+    }
+    assert sorted(name for names in places.values() for name in names) == sorted(FORMATS.split(","))
+    for place, names in places.items():
+        found = (
+            {path.name for path in (everything / place).iterdir()} if (everything / place).exists() else set()
+        )
+        assert found == names
+    verdicts = {item.name: item.verdict for item in report.artefacts}
+    assert {name for name, verdict in verdicts.items() if verdict == "passed"} == places["artefacts"]
+    assert {"onnx", "onnx-fp16", "openvino"} <= places["artefacts"]
+
+
+def test_an_engine_that_cannot_run_here_is_no_artefact(everything: Path) -> None:
+    bundle, report = opened(everything)
+    engine = next((item for item in bundle.manifest.unproven if item.name == "tensorrt-rtx"), None)
+    if engine is None:
+        pytest.skip("this machine has a GPU that runs it")
+    assert engine.engine is not None
+    assert engine.files[0].path.startswith("unproven/tensorrt-rtx/")
+    assert engine.engine.weight_layer_types
+    assert report.link("tensorrt-rtx") is None
+    assert "| tensorrt-rtx | **not proven** |" in (everything / "model_card.md").read_text(encoding="utf-8")
+
+
+def test_what_is_proven_agrees_within_its_precision(everything: Path) -> None:
+    bundle, _ = opened(everything)
+    crops = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    expected = open_artefact(everything, bundle.artefact("onnx"), threads=1).run(crops).logits
+    for artefact in bundle.manifest.artefacts:
+        found = open_artefact(everything, artefact, threads=1).run(crops).logits
+        bound = {"fp32": 2e-4, "fp16": 2e-2}.get(artefact.precision, 1.0)
+        assert np.abs(found - expected).max() <= bound, artefact.name
+        assert artefact.parity.measured_with
+
+
+def test_int8_says_what_it_gained_or_why_it_was_left_out(everything: Path) -> None:
+    bundle, report = opened(everything)
+    for name in ("onnx-int8", "openvino-int8"):
+        verdict, link = report.artefact(name), report.link(name)
+        assert verdict is not None
+        assert link is not None
+        assert link.deltas is not None
+        if verdict.verdict == "passed":
+            assert (bundle.artefact(name).parity.speedup or 0) > 1
+        else:
+            page = (everything / "rejected" / name / "report.md").read_text(encoding="utf-8")
+            assert verdict.reason in page  # type: ignore[operator]
+    assert any(note.startswith("int8 ranges: 6 real faces") for note in bundle.manifest.calibration.notes)
+
+
+def test_it_can_be_measured_again(everything: Path, prepared: Path) -> None:
+    report = prove_bundle(
+        ProofSettings(everything, data=prepared, images=120, threads=1, write=False), Console(quiet=True)
+    )
+    before = read_parity(everything)
+    for item in report.artefacts:
+        if item.verdict in ("passed", "broken"):
+            earlier = before.artefact(item.name)
+            assert earlier is not None
+            assert item.verdict == earlier.verdict
