@@ -12,6 +12,7 @@ from export.formats import FORMATS, Format
 from export.labelled_crops import LabelledCrops
 from pipeline.errors import InputError
 from pipeline.manifest import EngineFacts
+from pipeline.storage import write_whole
 from training.networks import Detector
 
 if TYPE_CHECKING:
@@ -97,6 +98,16 @@ def _onnx(item: Format, ingredients: Ingredients) -> Built:
     return Built((path,), notes=(f"opset {CPU_OPSET}",))
 
 
+def _onnx_fp16(item: Format, ingredients: Ingredients) -> Built:
+    from export.onnx_graph import CPU_OPSET
+    from export.tensorrt_formats import half_onnx
+
+    model = half_onnx(ingredients.detector, ingredients.metadata, opset=CPU_OPSET)
+    path = ingredients.path(item)
+    write_whole(path, model.SerializeToString(deterministic=True))
+    return Built((path,), notes=(f"opset {CPU_OPSET}; norms, softmax and head in fp32",))
+
+
 def _onnx_int8(item: Format, ingredients: Ingredients) -> Built:
     from export.int8 import quantise_onnx
 
@@ -164,6 +175,7 @@ def _built_engine(made: BuiltEngine, notes: tuple[str, ...]) -> Built:
 
 _BUILDERS: dict[str, Callable[[Format, Ingredients], Built]] = {
     "onnx": _onnx,
+    "onnx-fp16": _onnx_fp16,
     "onnx-int8": _onnx_int8,
     "openvino": _openvino,
     "openvino-int8": _openvino_int8,

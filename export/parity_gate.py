@@ -15,8 +15,8 @@ class Gate:
     """Bounds of one precision; None where something is reported but not bounded.
 
     Attributes:
-        max_abs_logit, mean_abs_logit: Of both logits, over all crops.
-        max_abs_p: Of p_fake, over all crops.
+        max_abs_logit: Of both logits, over all crops.
+        mean_abs_p, max_abs_p: Of p_fake, over all crops.
         max_evidence_share: Of the evidence map, as a share of its largest value.
         flip_margin: A decision may change only where the reference's score is this close to the threshold.
         flip_share: Share of the faces whose decision may change at any one operating point.
@@ -29,7 +29,7 @@ class Gate:
     """
 
     max_abs_logit: float | None = None
-    mean_abs_logit: float | None = None
+    mean_abs_p: float | None = None
     max_abs_p: float | None = None
     max_evidence_share: float | None = None
     flip_margin: float | None = None
@@ -42,7 +42,7 @@ class Gate:
     needs_faces: bool = False
 
 
-_HALF = Gate(mean_abs_logit=1e-3, max_abs_p=1e-2, flip_margin=0.01)
+_HALF = Gate(mean_abs_p=1e-3, max_abs_p=1e-2, flip_margin=0.01)
 GATES: Mapping[Precision, Gate] = MappingProxyType(
     {
         "fp32": Gate(
@@ -70,7 +70,7 @@ def _numbers(link: LinkReport, gate: Gate) -> Iterator[str]:
     if whole.non_finite:
         yield f"{whole.non_finite} of {whole.count} crops get NaN or infinite logits"
     yield from _above("max |Δlogit|", whole.max_abs, gate.max_abs_logit)
-    yield from _above("mean |Δlogit|", whole.mean_abs, gate.mean_abs_logit)
+    yield from _above("mean |Δp|", whole.mean_abs_p, gate.mean_abs_p)
     yield from _above("max |Δp|", whole.max_abs_p, gate.max_abs_p)
     if whole.evidence_share is not None:
         yield from _above(

@@ -130,8 +130,9 @@ def kind_table(links: tuple[LinkReport, ...]) -> str:
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
+    """A Markdown table; bars inside cells are escaped."""
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in (header, *rows)]
+    lines = [escaped[0], ["---"] * len(header), *escaped[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

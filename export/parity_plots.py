@@ -41,17 +41,10 @@ def _draw_differences(axes: Axes, chain: ParityChain, link: LinkReport, edges: n
     axes.set_xscale("log")
     axes.set_yticks([])
     gate = GATES[link.precision]
-    for bound, name in ((gate.max_abs_logit, "max"), (gate.mean_abs_logit, "mean")):
-        if bound is not None:
-            axes.axvline(bound, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-            axes.text(
-                bound,
-                0.95,
-                f" bound of the {name}",
-                transform=axes.get_xaxis_transform(),
-                fontsize=8,
-                va="top",
-            )
+    bound = gate.max_abs_logit
+    if bound is not None:
+        axes.axvline(bound, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        axes.text(bound, 0.95, " bound", transform=axes.get_xaxis_transform(), fontsize=8, va="top")
     verdict = "BROKEN" if link.broken else "holds"
     axes.set_title(f"{link.name} ({link.precision}, {verdict})", loc="left", fontsize=9, color=colour)
 

@@ -58,9 +58,11 @@ def _where(graph: Path, changed: Path, chain: ParityChain, threads: int | None) 
     from export.drift import drift, first_drifted
 
     try:
-        layers = drift(graph, changed, chain.inputs.crops[:_DRIFT_CROPS], threads=threads)
+        found = drift(graph, changed, chain.inputs.crops[:_DRIFT_CROPS], threads=threads)
     except InputError:
         return None
+    # casts are numbered anew in every graph
+    layers = [layer for layer in found if layer.op != "Cast"]
     first = first_drifted(layers)
     worst = sorted(layers, key=lambda layer: layer.sqnr_db)[:_WORST_LAYERS]
     return Drift(

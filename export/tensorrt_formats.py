@@ -18,13 +18,15 @@ from pipeline.tensorrt_library import LibraryName
 from training.networks import Detector
 
 
-def half_onnx(detector: Detector, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
+def half_onnx(
+    detector: Detector, metadata: Mapping[str, str] | None = None, *, opset: int = GPU_OPSET
+) -> onnx.ModelProto:
     """The network as a strongly typed ONNX graph in float16, with norms, softmax and head in float32.
 
     Raises:
         InputError: NaN or infinite weights.
     """
-    model = trace(cast(ExportGraph, HalfGraph(detector)), GPU_OPSET)  # it has all that tracing asks of one
+    model = trace(cast(ExportGraph, HalfGraph(detector)), opset)  # it has all that tracing asks of one
     seal(model, {"precision": "fp16", **(metadata or {})})
     return model
 

@@ -16,7 +16,8 @@ from export.labelled_crops import gather
 from export.onnx_graph import write_onnx
 from export.parity_chain import PYTORCH, ParityChain, run_in_batches
 from export.parity_inputs import build_inputs
-from export.prove import ONNX_OFF, PROGRAM, Opened, prove_with
+from export.parity_page import rejection_page
+from export.prove import ONNX_OFF, PROGRAM, Opened, prove, prove_with
 from export.score_calibration import calibrate
 from export.torch_runtimes import EagerRuntime, ProgramRuntime
 from pipeline.bundle import describe_file
@@ -237,6 +238,20 @@ def test_a_later_link_is_not_blamed_for_an_earlier_one(whole: Whole, tmp_path: P
     )
     assert (verdict.verdict, verdict.first_broken) == ("broken", f"{PYTORCH} -> onnx")
     assert verdict.links == (PYTORCH, "onnx", "onnx-int8")
+
+
+def test_the_layer_where_it_leaves_the_sound_graph_is_named(whole: Whole, tmp_path: Path) -> None:
+    path = damaged(whole, tmp_path, swap_channels)
+    model = onnx.load(path)
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    chain = fresh(whole)
+    chain.measure("onnx", OnnxRuntime(whole.onnx, threads=1), "fp32", before=PYTORCH)
+    item = entry(path, "int8", "onnx-int8")
+    verdict = prove(chain, item, tmp_path, Opened(), graph=whole.onnx, threads=1)
+    assert (verdict.verdict, verdict.first_broken) == ("broken", "onnx -> onnx-int8")
+    assert verdict.drift is not None
+    assert verdict.drift.starts_at == f"{first.output[0]} (Conv)"
+    assert first.output[0] in rejection_page(verdict, ())
 
 
 def test_int8_that_is_no_faster_is_not_worth_it(whole: Whole) -> None:
