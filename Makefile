@@ -8,7 +8,7 @@ BUNDLE ?= output/bundle
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check format train-teacher train-stage1 train-stage2 stage1 stage2 export parity serve bench-selfblend bench-train-step
+.PHONY: help setup demo test test-fast test-gpu check format train-teacher train-stage1 train-stage2 stage1 stage2 export parity serve bench-selfblend bench-train-step
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -46,6 +46,9 @@ test: .venv/.ready ## every test, the slow ones too
 
 test-fast: .venv/.ready ## what a change is checked with while it is written
 	$(BIN)/pytest -n 2 -m "not slow and not gpu" $(ARGS)
+
+test-gpu: .venv/.ready ## what only a CUDA device can show: engines, torch-tensorrt, bf16 and fp16 training
+	$(BIN)/pytest tests/gpu -rs $(ARGS)
 
 check: .venv/.ready ## lint, format, types, import rules, spelling, generated files
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

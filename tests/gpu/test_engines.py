@@ -22,6 +22,7 @@ from pipeline.runtime import Answer, Crops
 from pipeline.runtime_onnx import OnnxRuntime
 from pipeline.runtime_tensorrt import TensorRtRuntime
 from pipeline.tensorrt_library import RTX_TARGETS, LibraryName, open_library
+from tests.unit.export.drawn_graph import draw_graph, drawn_crops
 from training.networks import Detector, NetworkSpec
 
 SIZE = 128
@@ -125,7 +126,20 @@ def test_an_engine_answers_as_onnx_runtime_does(
     runtime.close()
 
 
-def test_an_int8_engine_answers_as_its_own_graph_on_the_cpu(
+def test_an_int8_engine_answers_as_its_own_graph_on_the_cpu(library: LibraryName, tmp_path: Path) -> None:
+    # Three convolutions: in a deep network of random weights one value rounded the other way becomes many.
+    graph = quantise(draw_graph(half=True), drawn_crops(16)).model.SerializeToString()
+    built = build_engine(graph, tmp_path / "int8.engine", library=library, precision="int8")
+    runtime = opened(built, library)
+    for count in BATCHES:
+        given = drawn_crops(count, seed=count)
+        answer, expected = runtime.run(given), on_cpu(graph, given, tmp_path)
+        noise = ((answer.logits - expected.logits) ** 2).sum()
+        assert 10 * np.log10((expected.logits**2).sum() / max(noise, 1e-30)) >= 30
+    runtime.close()
+
+
+def test_an_int8_engine_of_a_student_answers_every_batch(
     engines: dict[Precision, BuiltEngine],
     graphs: dict[Precision, bytes],
     library: LibraryName,
@@ -135,8 +149,8 @@ def test_an_int8_engine_answers_as_its_own_graph_on_the_cpu(
     for count in BATCHES:
         given = crops(count)
         answer, expected = runtime.run(given), on_cpu(graphs["int8"], given, tmp_path)
-        noise = ((answer.logits - expected.logits) ** 2).sum()
-        assert 10 * np.log10((expected.logits**2).sum() / max(noise, 1e-30)) >= 20
+        # On the CPU two ways to run this very graph, of random weights, lie 0.03 apart.
+        assert np.abs(p_fake(answer) - p_fake(expected)).max() <= 0.1
     runtime.close()
 
 
