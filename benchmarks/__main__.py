@@ -1,4 +1,4 @@
-"""The benchmarks' front door: `python -m benchmarks selfblend|train-step`, each printing a line and writing JSON."""
+"""The benchmarks' front door: `python -m benchmarks selfblend|train-step|export`: each prints a line and writes JSON."""
 
 from __future__ import annotations
 
@@ -51,6 +51,23 @@ def train_step(
     from benchmarks.train_step import markdown, run
 
     result = run(config, stage=stage, overrides=set_ or [], steps=steps, rounds=rounds)
+    _report(result, markdown(result), out)
+
+
+@app.command()
+def export(
+    student: Annotated[Path | None, typer.Option(help="Checkpoint; by default random weights.")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Checkpoint; by default random weights.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Prepared folder, for checkpoints' int8 ranges.")] = None,
+    images: Annotated[int, typer.Option(min=16, help="Crops for the int8 ranges.")] = 300,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of the race.")] = 40,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of every runtime.")] = 2,
+    out: Out = None,
+) -> None:
+    """Every CPU format of student and teacher against the others and PyTorch, at batch 1."""
+    from benchmarks.export_speed import markdown, run
+
+    result = run(student, teacher, data, images=images, rounds=rounds, threads=threads)
     _report(result, markdown(result), out)
 
 

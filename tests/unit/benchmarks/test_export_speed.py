@@ -1,0 +1,58 @@
+"""The export benchmark races real artefacts and its result adds up; a race is fair and its ratios are the rounds'."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.export_speed import RATIOS, markdown, run
+from benchmarks.interleaved import race, ratio
+from pipeline.errors import InputError
+from training.networks import NetworkSpec
+
+
+@pytest.mark.slow
+def test_result_adds_up_and_can_be_stored() -> None:
+    student, teacher = (
+        NetworkSpec(name="mobilevitv2_050", image_size=64),
+        NetworkSpec(name="test_efficientnet", image_size=48),
+    )
+    result = run(images=16, rounds=2, threads=1, specs=(student, teacher))
+    assert json.loads(json.dumps(result)) == result
+    assert {name for row in RATIOS for name in row[:2]} <= set(result["ms"])
+    assert all(0 < row["low"] <= row["median"] <= row["high"] for row in result["ratios"])
+    assert set(result["entrants"]["student"]["seconds"]) == {
+        "onnx",
+        "calibration",
+        "onnx-int8",
+        "openvino",
+        "openvino-int8",
+    }
+    assert "| student onnx " in markdown(result)
+
+
+def test_a_race_runs_everyone_equally_often_and_tells_slow_from_fast() -> None:
+    runs = {"slow": 0, "fast": 0}
+
+    def go(name: str, seconds: float) -> None:
+        runs[name] += 1
+        time.sleep(seconds)
+
+    raced = race({"slow": lambda: go("slow", 0.02), "fast": lambda: go("fast", 0.002)}, 5, warm_up=1)
+    assert runs == {"slow": 6, "fast": 6}
+    found = ratio(raced.wall["slow"], raced.wall["fast"])
+    assert 2 < found.low <= found.median <= found.high
+
+
+def test_a_ratio_is_the_median_over_rounds() -> None:
+    found = ratio(np.array([2.0, 30.0, 4.0]), np.array([1.0, 10.0, 2.0]))
+    assert (found.median, found.low, found.high) == (2.0, 2.0, 3.0)
+
+
+def test_a_checkpoint_needs_data(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="give --data"):
+        run(tmp_path / "student.pth")
