@@ -1,4 +1,4 @@
-"""The benchmarks' front door: `python -m benchmarks selfblend|train-step|export`: each prints a line and writes JSON."""
+"""The front door of `python -m benchmarks selfblend|train-step|export`: each prints a line and writes JSON."""
 
 from __future__ import annotations
 
