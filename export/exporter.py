@@ -159,7 +159,8 @@ def _ingredients(settings: ExportSettings, subject: Subject, folder: Path) -> In
             settings.data,
             info.network.image_size,
             proven_on=settings.split,
-            images=settings.images,
+            # a third of them chooses between int8 graphs and sets no ranges
+            images=settings.images * 3 // 2,
             seed=settings.seed,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,7 @@ from export.activation_ranges import METHODS, Method, Observed, choose_ranges, o
 from export.agreement import Agreement, Gate, Labels, Logits, compare
 from export.intermediates import check_calibration, logits_of, read_graph, square_of
 from export.qdq import Form, Quantisable, examine, has_byte_dot_products, prepare, quantise
-from export.sensitivity import leave_in_float, measure_noise
+from export.sensitivity import leave_in_float, noise_of_each
 from export.speed_gate import speedup
 from pipeline.errors import InputError
 from pipeline.runtime import Crops
@@ -28,9 +28,9 @@ Places = NDArray[np.int64]
 GATE: Final = Gate()
 SEARCH_CROPS: Final = 128
 """Held-out crops that candidates are compared on; the result is measured on all of them."""
-NOISE_CROPS: Final = 12
+NOISE_CROPS: Final = 10
 """Crops on which every layer is tried by itself."""
-_HELD_OUT_EVERY = 4
+_HELD_OUT_EVERY = 3
 _MARGIN_DB = 1.0
 _STEPS_DB = (3.0, 8.0)
 """Least and most by which the noise allowed falls from one attempt to the next."""
@@ -94,6 +94,7 @@ class Calibration:
         logits: The fp32 graph's on those.
         threads: Of the runtimes.
         reduce_range: 7-bit weights.
+        noise: By method, what each layer alone does to the logits, as far as it was asked for.
     """
 
     source: Path
@@ -107,6 +108,7 @@ class Calibration:
     logits: Logits
     threads: int | None
     reduce_range: bool
+    noise: dict[Method, dict[str, float]] = field(default_factory=dict)
 
 
 def calibrate(
@@ -124,7 +126,7 @@ def calibrate(
         source: ONNX file, opset 18 to 20, `crops` -> `logits` [, `evidence`].
         crops: uint8 [N, H, W, 3], real and fake; 300 or more are advised.
         labels: int [N], 0 real, 1 fake.
-        held_out: Crops and labels to compare candidates on; None takes every fourth of `crops`.
+        held_out: Crops and labels to compare candidates on; None takes a third of `crops`.
         threads: Of the runtime; None for all cores.
         reduce_range: 7-bit weights; None decides by this processor.
 
@@ -235,14 +237,19 @@ class Search:
         return self.judge(candidate.model, everywhere)
 
     def noise(self, method: Method) -> dict[str, float]:
-        """What each layer does to the logits when it alone is quantised."""
-        calibration = self.calibration
-        crops = calibration.held[self._few]
-        return measure_noise(
-            calibration.parts.products,
-            calibration.logits[self._few],
-            lambda name: self.logits(self.build(method, [name]).model, crops),
-        )
+        """What each layer alone does to the logits; measured once for all runtimes, for it takes a minute."""
+        calibration, known = self.calibration, self.calibration.noise
+        if method not in known:
+            known[method] = noise_of_each(
+                calibration.prepared,
+                calibration.parts.products,
+                choose_ranges(calibration.observed, method, calibration.parts.before_silu),
+                calibration.logits[self._few],
+                calibration.held[self._few],
+                weight_levels=63 if calibration.reduce_range else 127,
+                threads=calibration.threads,
+            )
+        return known[method]
 
     def build(self, method: Method, products: Sequence[str]) -> Candidate:
         """Quantise these products."""
