@@ -94,8 +94,6 @@ def prove_with(
             name=item.name, verdict="broken", reason=str(error), first_broken=here, notes=item.notes
         )
     opened[item.name] = runtime
-    if chain.inputs.labelled is None and GATES[item.precision].needs_faces:
-        return ArtefactVerdict(name=item.name, verdict="unproven", reason=_NEEDS_FACES, notes=item.notes)
     faces = None if item.precision == "int8" else SOME_FACES
     chain.measure(item.name, runtime, item.precision, before=before, max_batch=item.max_batch, faces=faces)
     links, first = chain.path_to(item.name), chain.first_broken(item.name)
@@ -105,6 +103,8 @@ def prove_with(
         return verdict.model_copy(
             update={"verdict": "broken", "reason": f"{first}: {why}", "first_broken": first}
         )
+    if chain.inputs.labelled is None and GATES[item.precision].needs_faces:
+        return verdict.model_copy(update={"verdict": "unproven", "reason": _NEEDS_FACES})
     full = opened.get(full_precision(item))
     if item.precision != "int8" or full is None:
         return verdict

@@ -35,6 +35,7 @@ from pipeline.storage import write_whole
 from training.checkpoint import load_detector
 from training.index import Split
 
+_MORE_NOISE_DB = 3.0
 MEASURED_AGAIN = "measured_again"
 
 
@@ -81,9 +82,8 @@ def prove_bundle(settings: ProofSettings, console: Console) -> ParityReport:
     if verdicts[0].verdict == "passed":
         for item in (*items, *bundle.manifest.unproven):
             with console.status(item.name):
-                verdicts.append(
-                    prove(chain, item, bundle.folder, opened, graph=graph, threads=settings.threads)
-                )
+                verdict = prove(chain, item, bundle.folder, opened, graph=graph, threads=settings.threads)
+                verdicts.append(_worse_than_at_export(verdict, chain, before))
     report = _report(bundle.manifest, chain, label, verdicts, settings, before, time.perf_counter() - start)
     console.print(verdict_table(report), markup=False, highlight=False)
     for verdict in verdicts:
@@ -147,6 +147,24 @@ def _from_onnx(
     return Answer(
         logits, answer.evidence
     ), "the fp32 ONNX file for faces, PyTorch's stored answers for drawn images"
+
+
+def _worse_than_at_export(
+    verdict: ArtefactVerdict, chain: ParityChain, before: ParityReport
+) -> ArtefactVerdict:
+    """Break an int8 artefact that no faces prove here when even drawn images are answered with more noise than there.
+
+    A processor without dot products of bytes saturates where the one of the export did not.
+    """
+    here, there = chain.links.get(verdict.name), before.link(verdict.name)
+    if verdict.verdict != "unproven" or here is None or there is None:
+        return verdict
+    now, then = here.kinds["clouds"].sqnr_db, there.kinds["clouds"].sqnr_db
+    if now is None or then is None or now > then - _MORE_NOISE_DB:
+        return verdict
+    link = f"{here.before} -> {verdict.name}"
+    reason = f"{link}: SQNR of drawn images is {now:.1f} dB here, it was {then:.1f} dB where it was exported"
+    return verdict.model_copy(update={"verdict": "broken", "reason": reason, "first_broken": link})
 
 
 def _onnx(chain: ParityChain, bundle: Bundle, opened: Opened, threads: int | None) -> ArtefactVerdict:

@@ -74,7 +74,8 @@ def reseal(bundle: Path) -> None:
     artefacts = []
     for artefact in manifest.artefacts:
         files = tuple(describe_file(bundle, bundle / file.path) for file in artefact.files)
-        parity = artefact.parity.model_copy(update={"artefact_sha256": files[0].sha256})
+        report = describe_file(bundle, bundle / artefact.parity.report.path)
+        parity = artefact.parity.model_copy(update={"artefact_sha256": files[0].sha256, "report": report})
         artefacts.append(artefact.model_copy(update={"files": files, "parity": parity}))
     write_manifest(bundle, manifest.model_copy(update={"artefacts": tuple(artefacts)}))
 
@@ -157,6 +158,32 @@ def test_a_graph_exchanged_with_its_hashes_is_found_by_its_answers(bundle: Path)
     ):
         prove_bundle(ProofSettings(bundle, threads=1), SILENT)
     assert content(bundle) == before
+
+
+def test_int8_is_not_proven_without_faces_but_may_not_get_worse(bundle: Path) -> None:
+    """The fp32 model stands in for an int8 one: what counts is what the manifest and the stored report say."""
+    add_unproven(bundle, bundle / "artefacts/onnx/model.onnx")
+    manifest = read_manifest(bundle)
+    (item,) = manifest.unproven
+    renamed = item.model_copy(update={"name": "openvino-int8", "precision": "int8"})
+    write_manifest(bundle, manifest.model_copy(update={"unproven": (renamed,)}))
+    report = prove_bundle(ProofSettings(bundle, threads=1), SILENT)
+    verdict = report.artefact("openvino-int8")
+    assert verdict is not None
+    assert (verdict.verdict, "give --calibration DATA" in (verdict.reason or "")) == ("unproven", True)
+    assert [item.name for item in read_manifest(bundle).unproven] == ["openvino-int8"]
+    found = report.link("openvino-int8")
+    assert found is not None
+    noiseless = {kind: value.model_copy(update={"sqnr_db": 300.0}) for kind, value in found.kinds.items()}
+    stored = read_parity(bundle)
+    better = found.model_copy(update={"kinds": noiseless})
+    (bundle / "parity.json").write_text(
+        stored.model_copy(update={"links": (*stored.links, better)}).model_dump_json()
+    )
+    reseal(bundle)
+    with pytest.raises(NotProvenError, match=r"openvino-int8 \(onnx -> openvino-int8\)"):
+        prove_bundle(ProofSettings(bundle, threads=1), SILENT)
+    assert "it was 300.0 dB where it was exported" in read_manifest(bundle).rejected[0].reason
 
 
 def test_what_does_not_belong_to_the_bundle_is_refused(

@@ -24,7 +24,7 @@ FORMATS = "onnx,onnx-fp16,onnx-int8,openvino,openvino-int8,tensorrt-rtx"
 @pytest.fixture(scope="module")
 def everything(checkpoint: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("everything") / "bundle"
-    settings = ExportSettings(checkpoint, out, parse_formats(FORMATS), prepared, images=120, threads=1)
+    settings = ExportSettings(checkpoint, out, parse_formats(FORMATS), prepared, images=60, threads=1)
     # the weights are random: int8 may well fail here, which the tests below look into
     with suppress(NotProvenError):
         export_bundle(settings, Console(quiet=True))
@@ -93,7 +93,7 @@ def test_int8_says_what_it_gained_or_why_it_was_left_out(everything: Path) -> No
 
 def test_it_can_be_measured_again(everything: Path, prepared: Path) -> None:
     report = prove_bundle(
-        ProofSettings(everything, data=prepared, images=120, threads=1, write=False), Console(quiet=True)
+        ProofSettings(everything, data=prepared, images=60, threads=1, write=False), Console(quiet=True)
     )
     before = read_parity(everything)
     for item in report.artefacts:
