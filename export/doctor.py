@@ -65,7 +65,7 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
         for fix in state.fixes:
             fixes.setdefault(fix, []).append(state.name)
     for fix, names in fixes.items():
-        console.print(f"{', '.join(names)}: {fix}", markup=False, highlight=False)
+        console.print(f"{', '.join(names)}: {fix}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _state(item: Format, machine: Machine) -> FormatState:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.cuda_device import find_device
 from pipeline.engine_check import this_platform
 from pipeline.errors import InputError
-from pipeline.tensorrt_library import LibraryName, open_library
+from pipeline.tensorrt_library import LibraryName, install_command, open_library
 
 INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
 """Instructions that sum products of bytes; without any of them int8 gains little on x86."""
@@ -32,8 +32,14 @@ _PACKAGES = (
     ("openvino", "openvino", "openvino"),
     ("nncf", "nncf", "export"),
     ("torch_tensorrt", "torch-tensorrt", "torch-tensorrt"),
-    ("cuda.bindings", "cuda-bindings", "tensorrt"),
+    ("cuda.bindings", "cuda-bindings", "tensorrt-rtx"),
 )
+
+
+_NVIDIA = {
+    extra: f"pip install -e '.[{extra}]'  # fetches libraries from NVIDIA's own package index"
+    for extra in ("tensorrt", "torch-tensorrt")
+}
 
 
 class _Model(BaseModel):
@@ -184,7 +190,7 @@ def _memory() -> int | None:
 
 
 def _package(module: str, distribution: str, extra: str) -> Package:
-    fix = f"pip install -e '.[{extra}]'"
+    fix = _NVIDIA.get(extra, f"pip install -e '.[{extra}]'")
     try:
         loaded = importlib.import_module(module)
         version = metadata.version(distribution)
@@ -194,7 +200,7 @@ def _package(module: str, distribution: str, extra: str) -> Package:
     except metadata.PackageNotFoundError:
         # onnxruntime-gpu and its like bring the module under another distribution's name
         version = str(getattr(loaded, "__version__", "unknown"))
-    except (ImportError, OSError, RuntimeError) as error:
+    except Exception as error:  # noqa: BLE001 - torch_tensorrt raises bare Exceptions without a driver
         return Package(name=module, problem=f"cannot be loaded: {error}", fix=fix)
     return Package(name=module, version=version, devices=_devices(module, loaded))
 
@@ -214,4 +220,4 @@ def _library(name: LibraryName) -> Package:
     try:
         return Package(name=name, version=open_library(name).version)
     except InputError as error:
-        return Package(name=name, problem=str(error), fix=f"pip install -e '.[{name}]'")
+        return Package(name=name, problem=str(error), fix=_NVIDIA.get(name, install_command(name)))

@@ -151,7 +151,8 @@ def inspect(plan: bytes, library: Library, log: Any) -> list[EngineLayer]:
         InputError: The engine does not open.
     """
     api = library.api
-    engine = api.Runtime(log).deserialize_cuda_engine(plan)
+    runtime = api.Runtime(log)
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise InputError(f"The engine just built does not open again: {_told(log)}")
     layers: list[EngineLayer] = []

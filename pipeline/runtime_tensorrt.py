@@ -83,7 +83,8 @@ class TensorRtRuntime:
         ask(self._cuda.cudaSetDevice(device))
         self._api = opened.api
         self._log = engine_log(opened)
-        self._engine = _deserialize(path, opened, self._log)
+        # The library's runtime has to live as long as what it has opened.
+        self._runtime, self._engine = _deserialize(path, opened, self._log)
         cleanup = ExitStack()
         # Frees GPU memory when a server swaps bundles; also at exit, should nobody call `close`.
         self._finalizer = weakref.finalize(self, cleanup.close)
@@ -205,7 +206,8 @@ class TensorRtRuntime:
         return context, executable
 
 
-def _deserialize(path: Path, library: Library, log: Any) -> Any:
+def _deserialize(path: Path, library: Library, log: Any) -> tuple[Any, Any]:
+    """The library's runtime and the engine."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -218,7 +220,7 @@ def _deserialize(path: Path, library: Library, log: Any) -> Any:
             f"{path} cannot be loaded by {library.name} {library.version}: {why}. "
             f"Build it here with `stillface export CHECKPOINT --out BUNDLE --formats {library.name}`."
         )
-    return engine
+    return runtime, engine
 
 
 def _tensors(path: Path, engine: Any) -> dict[str, type[np.generic]]:
