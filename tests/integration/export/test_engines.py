@@ -136,8 +136,6 @@ def test_networks_are_built_in_float16_and_int8(make: Callable[[], Detector], tm
         int8.SerializeToString(), target, library="tensorrt-rtx", precision="int8", threads=1
     )
     assert built.facts.weight_layer_types["Int8"] > 0.9 * len(names)
-    with pytest.raises(InputError, match="int8 was asked for"):
-        build_engine(half.SerializeToString(), target, library="tensorrt-rtx", precision="int8", threads=1)
 
 
 @pytest.mark.parametrize("make", [small_student, full_teacher])
@@ -148,8 +146,6 @@ def test_networks_are_built_in_float32(make: Callable[[], Detector], tmp_path: P
     fp32 = build_engine(graph, target, library="tensorrt-rtx", precision="fp32", threads=1)
     assert set(fp32.facts.weight_layer_types) == {"Float"}
     assert fp32.facts.weight_layer_types["Float"] >= len(convolutions(model))
-    with pytest.raises(InputError, match="fp16 was asked for"):
-        build_engine(graph, target, library="tensorrt-rtx", precision="fp16", threads=1)
 
 
 def test_half_engines_refuse_what_is_not_installed(tmp_path: Path) -> None:
