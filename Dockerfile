@@ -23,6 +23,6 @@ USER 10001:10001
 EXPOSE 8000
 VOLUME /tmp
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
-  CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
+  CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('STILLFACE_SERVE_PORT', '8000') + '/healthz', timeout=2)"]
 ENTRYPOINT ["python", "-m", "serving"]
 CMD ["serve", "/bundle"]

@@ -51,6 +51,8 @@ export function seek(frame) {
   } else if (media instanceof HTMLVideoElement) {
     // a millisecond on, so that rounding does not show the frame before
     const time = frame.time_s + 0.001;
+    // some phones load no video before it is played: until then the small picture stands in
+    if (media.readyState < 2 && frame.thumbnail) media.poster = `data:image/jpeg;base64,${frame.thumbnail}`;
     if (media.seeking) wanted = time;
     else if (Math.abs(media.currentTime - time) > 1e-4) media.currentTime = time;
     else arrived();

@@ -83,7 +83,7 @@ def test_a_stranger_serves_from_a_read_only_tree(image: Image, portraits: list[N
             assert line.startswith("{"), line + process.stdout.read()
             if json.loads(line)["message"] == "serving":
                 break
-        code, out = image.run(*(part.replace(":8000/", f":{port}/") for part in image.health))
+        code, out = image.run(*image.health, **settings)
         assert code == 0, out
         picture, kind = encoded(portraits[0][::2, ::2]), {"content-type": "image/png"}
         url, known = f"http://127.0.0.1:{port}/v1/images", {"authorization": f"Bearer {key.strip()}"}
