@@ -1,4 +1,4 @@
-"""The front door of `python -m benchmarks selfblend|train-step|export`: each prints a line and writes JSON."""
+"""The front door: `python -m benchmarks selfblend|train-step|export|serve` prints lines and writes JSON."""
 
 from __future__ import annotations
 
@@ -68,6 +68,32 @@ def export(
     from benchmarks.export_speed import markdown, run
 
     result = run(student, teacher, data, images=images, rounds=rounds, threads=threads)
+    _report(result, markdown(result), out)
+
+
+@app.command()
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="Bundle that is served.")],
+    artefact: Annotated[str | None, typer.Option(help="Its form; by default the fastest here.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Length of one measurement.")] = 5.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of bare and served.")] = 3,
+    overload_seconds: Annotated[float, typer.Option(min=0, help="Length of the overload; 0: none.")] = 60.0,
+    requests: Annotated[int, typer.Option(min=0, help="Requests to see memory grow; 0: none.")] = 10_000,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value of the server.")] = None,
+    out: Out = None,
+) -> None:
+    """The API against the bare network, alone and 16 at once, then three times over capacity."""
+    from benchmarks.serve import markdown, run
+
+    result = run(
+        bundle,
+        artefact=artefact,
+        seconds=seconds,
+        rounds=rounds,
+        overload_seconds=overload_seconds,
+        requests=requests,
+        settings=set_ or (),
+    )
     _report(result, markdown(result), out)
 
 

@@ -233,6 +233,15 @@ class Analyser:
             timings={**look.timings, **(timings or {})},
         )
 
+    def check(self, operating_point: str | None, rule: str | None) -> None:
+        """Refuse an operating point or a rule that is unknown, before any work is done.
+
+        Raises:
+            InputError: There is none of that name; the message lists those that are.
+        """
+        self.conclude([], "frame", operating_point=operating_point, rule=rule)
+        self.conclude([], "video", operating_point=operating_point, rule=rule)
+
     def conclude(
         self,
         frames: Sequence[ScoredFrame],
@@ -276,3 +285,13 @@ def _reason(aggregate: VideoScore, point: OperatingPoint, band: Interval | None,
     if verdict is Verdict.UNCERTAIN and band is not None:
         return f"{said} lies between {band[0]:.4f} and {band[1]:.4f}, where the detector errs too often to decide"
     return f"{said} is {'at or above' if verdict is Verdict.FAKE else 'below'} {threshold}"
+
+
+def total_timings(frames: Sequence[ScoredFrame], started: float) -> dict[str, float]:
+    """Seconds by stage over all frames, and "total" since `started` (of `time.perf_counter`)."""
+    totals: dict[str, float] = {}
+    for frame in frames:
+        for stage, seconds in frame.timings.items():
+            totals[stage] = totals.get(stage, 0.0) + seconds
+    totals["total"] = time.perf_counter() - started
+    return totals

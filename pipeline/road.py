@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analysis import Analyser, Analysis, ScoredFrame
+from pipeline.analysis import Analyser, Analysis, ScoredFrame, total_timings
 from pipeline.images import read_image
 from pipeline.runtime import Answer, Crops, Runtime
 from pipeline.video import Frame, sample_frames
@@ -79,7 +79,7 @@ def analyse_video(
         InputError: It cannot be read, or there is no such operating point or rule.
     """
     # asked before the work, so that a typo does not cost a video's worth of it
-    analyser.conclude([], "video", operating_point=operating_point, rule=rule)
+    analyser.check(operating_point, rule)
     started = time.perf_counter()
     count = frames or analyser.bundle.manifest.aggregation.frames
     scored = list(
@@ -126,13 +126,3 @@ def _timed(work: Callable[[], _T]) -> tuple[_T, float]:
     started = time.perf_counter()
     result = work()
     return result, time.perf_counter() - started
-
-
-def total_timings(frames: Sequence[ScoredFrame], started: float) -> dict[str, float]:
-    """Seconds by stage over all frames, and "total" since `started` (of `time.perf_counter`)."""
-    totals: dict[str, float] = {}
-    for frame in frames:
-        for stage, seconds in frame.timings.items():
-            totals[stage] = totals.get(stage, 0.0) + seconds
-    totals["total"] = time.perf_counter() - started
-    return totals

@@ -9,17 +9,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from pipeline.runtime import Answer, Crops, Runtime
+from serving.batches import batch_size, pad, paying_buckets
 from serving.logs import event
 from serving.metrics import Metrics
 from serving.problems import ProblemError
 from serving.runtime_thread import RuntimeThread
 
-_MOST_PADDING = 0.25
-"""A batch is filled up to the next size where at most this share of it would be filling."""
 _LOAD_TIMEOUT_S = 120.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
 
@@ -31,6 +31,7 @@ class BatchPolicy:
     Attributes:
         buckets: Batch sizes the network is run with, ascending; other sizes would make a runtime plan and
             allocate anew.
+        find_out: Try the sizes at start and keep those that make a crop cheaper.
         max_wait_s: How long a crop waits for others that were announced.
         capacity: Most crops waiting.
         infer_timeout_s: After this a runtime counts as hung.
@@ -39,6 +40,7 @@ class BatchPolicy:
     """
 
     buckets: tuple[int, ...]
+    find_out: bool = False
     max_wait_s: float = 0.004
     capacity: int = 1024
     infer_timeout_s: float = 30.0
@@ -78,6 +80,7 @@ class Batcher:
         self._open = open_runtime
         self._size = image_size
         self._policy = policy
+        self._buckets = policy.buckets
         self._metrics = metrics
         self._waiting: deque[_Item] = deque()
         self._arrived = asyncio.Event()
@@ -102,13 +105,24 @@ class Batcher:
         for number in range(self._policy.replicas):
             thread = RuntimeThread(f"runtime-{number}")
             try:
-                runtime = await self._load(thread, self._policy.buckets)
+                if self._policy.find_out and not number:
+                    runtime = await self._load(thread, ())
+                    self._buckets = await thread.call(partial(self._paying, runtime), _LOAD_TIMEOUT_S)
+                    event("batch sizes found", sizes=self._buckets)
+                else:
+                    runtime = await self._load(thread, self._buckets)
             except BaseException:
                 thread.abandon()
                 await self.close()
                 raise
             self._up += 1
             self._tasks.append(asyncio.create_task(self._serve(number, thread, runtime)))
+
+    def _paying(self, runtime: Runtime) -> tuple[int, ...]:
+        def run(size: int) -> None:
+            runtime.run(np.zeros((size, self._size, self._size, 3), np.uint8))
+
+        return paying_buckets(run, self._buckets)
 
     async def close(self) -> None:
         """Stop; what still waits is refused."""
@@ -143,7 +157,7 @@ class Batcher:
         if sum(len(item.crops) for item in self._waiting) + len(crops) > self._policy.capacity:
             self._metrics.shed.labels("queue").inc()
             raise ProblemError("overloaded", "Too many faces wait for the network already.", retry_after=1)
-        step = self._policy.buckets[-1]
+        step = self._buckets[-1]
         parts = [self._put(crops[start : start + step]) for start in range(0, len(crops), step)]
         try:
             async with asyncio.timeout(self._policy.queue_timeout_s + self._policy.infer_timeout_s):
@@ -191,7 +205,7 @@ class Batcher:
 
     async def _gather(self) -> list[_Item]:
         """Wait for crops, then for those that were announced, and take what makes a good batch."""
-        full = self._policy.buckets[-1]
+        full = self._buckets[-1]
         async with self._gathering:
             while not self._prune():
                 self._arrived.clear()
@@ -204,7 +218,7 @@ class Batcher:
                 self._arrived.clear()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._arrived.wait(), left)
-            return self._take(batch_size(waiting, self._policy.buckets))
+            return self._take(batch_size(waiting, self._buckets))
 
     def _prune(self) -> int:
         """Forget crops whose request is gone; return how many wait."""
@@ -225,7 +239,7 @@ class Batcher:
     async def _run(self, thread: RuntimeThread, runtime: Runtime, batch: list[_Item]) -> bool:
         """Run a batch and hand out its answers; False if the runtime must be replaced."""
         crops = np.concatenate([item.crops for item in batch]) if len(batch) > 1 else batch[0].crops
-        padded = pad(crops, self._policy.buckets)
+        padded = pad(crops, self._buckets)
         started = time.perf_counter()
         try:
             answer = await thread.call(lambda: runtime.run(padded), self._policy.infer_timeout_s)
@@ -250,7 +264,7 @@ class Batcher:
         while True:
             thread = RuntimeThread(f"runtime-{number}")
             try:
-                return thread, await self._load(thread, self._policy.buckets[:1])
+                return thread, await self._load(thread, self._buckets[:1])
             except Exception as error:  # noqa: BLE001 - it is tried again, ever more slowly
                 thread.abandon()
                 event("runtime cannot be replaced yet", level=logging.ERROR, error=error, pause_s=pause)
@@ -270,22 +284,6 @@ class Batcher:
         runtime = await thread.call(load, _LOAD_TIMEOUT_S)
         self.last_success = time.monotonic()
         return runtime
-
-
-def batch_size(waiting: int, buckets: Sequence[int]) -> int:
-    """How many of `waiting` crops to run now: all that fit, unless too much of the batch would be filling."""
-    above = next((bucket for bucket in buckets if bucket >= waiting), buckets[-1])
-    if waiting >= above or (above - waiting) / above <= _MOST_PADDING:
-        return min(waiting, above)
-    return max(bucket for bucket in buckets if bucket <= waiting)
-
-
-def pad(crops: Crops, buckets: Sequence[int]) -> Crops:
-    """Fill a batch with black crops up to the next size."""
-    target = next(bucket for bucket in buckets if bucket >= len(crops))
-    if target == len(crops):
-        return crops
-    return np.concatenate([crops, np.zeros((target - len(crops), *crops.shape[1:]), np.uint8)])
 
 
 def _hand_out(batch: Sequence[_Item], answer: Answer, started: float, ended: float) -> None:

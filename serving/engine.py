@@ -13,6 +13,7 @@ from pipeline.bundle import Bundle, open_bundle
 from pipeline.runtime import Runtime, open_artefact
 from serving.artefacts import Opened, open_best
 from serving.batcher import Batcher, BatchPolicy
+from serving.batches import MOST_TRIED, buckets_up_to
 from serving.logs import event
 from serving.metrics import Metrics
 from serving.schemas import BundleUsed
@@ -30,10 +31,10 @@ class Engine:
         self.used = BundleUsed(
             id=bundle.manifest.id, artefact=opened.artefact.name, runtime=opened.runtime.label
         )
-        most = opened.artefact.max_batch or settings.max_batch
-        buckets = tuple(size for size in settings.buckets if size <= most)
+        most = settings.max_batch or MOST_TRIED
         policy = BatchPolicy(
-            buckets=buckets if buckets[-1] == min(most, settings.max_batch) else (*buckets, most),
+            buckets=buckets_up_to(min(most, opened.artefact.max_batch or most)),
+            find_out=settings.max_batch is None,
             max_wait_s=settings.max_wait_ms / 1000,
             capacity=settings.max_inflight * settings.max_faces,
             infer_timeout_s=settings.infer_timeout_s,

@@ -68,7 +68,7 @@ class Predictor:
         Raises:
             InputError: No such operating point or rule.
         """
-        check_options(self._analyser, options.operating_point, options.aggregation)
+        self._analyser.check(options.operating_point, options.aggregation)
 
     def predict(self, path: Path, options: Options) -> ImageResult | VideoResult:
         """Analyse a picture or a video.
@@ -116,16 +116,6 @@ class Predictor:
             artefact=self.opened.artefact.name,
             runtime=self.opened.runtime.label,
         )
-
-
-def check_options(analyser: Analyser, operating_point: str | None, aggregation: str | None) -> None:
-    """Refuse an operating point or a rule that is unknown, before any work is done.
-
-    Raises:
-        InputError: There is none of that name; the message lists those that are.
-    """
-    analyser.conclude([], "frame", operating_point=operating_point, rule=aggregation)
-    analyser.conclude([], "video", operating_point=operating_point, rule=aggregation)
 
 
 def files_of(paths: Sequence[Path]) -> list[Path]:

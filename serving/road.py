@@ -11,14 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, TypeAlias, TypeVar
 
-from pipeline.analysis import Conclusion, Look, ScoredFrame
+from pipeline.analysis import Conclusion, Look, ScoredFrame, total_timings
 from pipeline.errors import InputError
 from pipeline.images import read_image
-from pipeline.road import total_timings
 from serving.engine import Engine
 from serving.evidence import EvidenceForm, thumbnail
 from serving.metrics import Metrics
-from serving.predict import check_options
 from serving.present import Circumstances, frame_result, image_result, video_result
 from serving.problems import ProblemError
 from serving.schemas import FrameResult, ImageResult, VideoFrame, VideoResult, VideoStart
@@ -271,6 +269,6 @@ def check_wishes(engine: Engine, wishes: Wishes) -> None:
         ProblemError: It does not.
     """
     try:
-        check_options(engine.analyser, wishes.operating_point, wishes.aggregation)
+        engine.analyser.check(wishes.operating_point, wishes.aggregation)
     except InputError as error:
         raise ProblemError("invalid", str(error)) from error

@@ -6,12 +6,14 @@ import ipaddress
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from rich.table import Table
 
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 PREFIX = "STILLFACE_SERVE_"
 MIB = 1 << 20
@@ -38,7 +40,9 @@ class Settings(BaseModel):
     look_threads: int = Field(
         default_factory=_cores, ge=1, le=256, description="Threads that decode pictures and find faces."
     )
-    max_batch: int = Field(16, ge=1, le=1024, description="Most crops given to the network at once.")
+    max_batch: int | None = Field(
+        None, ge=1, le=1024, description="Most crops given to the network at once; none: as many as pay here."
+    )
     max_wait_ms: float = Field(
         4.0, ge=0, le=1000, description="How long a crop waits for others that are on their way."
     )
@@ -88,14 +92,6 @@ class Settings(BaseModel):
             )
         return self
 
-    @property
-    def buckets(self) -> tuple[int, ...]:
-        """Batch sizes the network is run with: powers of two up to `max_batch`, and that itself."""
-        sizes = [1]
-        while sizes[-1] * 2 < self.max_batch:
-            sizes.append(sizes[-1] * 2)
-        return tuple(dict.fromkeys([*sizes, self.max_batch]))
-
 
 def load_settings(
     given: Mapping[str, Any], pairs: Sequence[str] = (), environment: Mapping[str, str] | None = None
@@ -134,6 +130,9 @@ def load_settings(
 
 def settings_table(settings: Settings) -> Table:
     """Settings, their values and what they mean."""
+    # a server does without
+    from rich.table import Table
+
     table = Table("setting", "value", "meaning")
     for name, field in Settings.model_fields.items():
         table.add_row(name, str(getattr(settings, name)), field.description or "")

@@ -10,15 +10,14 @@ import itertools
 import json
 import resource
 import socket
-import struct
 import sys
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.video import VideoInfo, probe, sample_frames
+from serving.video_wire import LENGTH
 
-LENGTH = struct.Struct("!I")
 _CPU_SLACK_S = 5
 
 

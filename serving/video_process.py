@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.video import Frame
 from serving.problems import ProblemError
-from serving.video_child import LENGTH
+from serving.video_wire import LENGTH
 
 _ROOT = Path(__file__).resolve().parents[1]
 _DIED = "The video's decoder gave up: the video is damaged, or needs more memory or time to decode than is allowed."
@@ -54,6 +54,21 @@ class VideoFacts:
     width: int
     height: int
     duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """As `pipeline.video.Frame`, which would load the decoder's libraries into the server.
+
+    Attributes:
+        index: Its number in presentation order, from 0.
+        time_s: Seconds after the first frame.
+        image: RGB uint8 [H, W, 3], upright.
+    """
+
+    index: int
+    time_s: float
+    image: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.runtime import Answer, Crops
-from serving.batcher import Batcher, BatchPolicy, Served, batch_size, pad
+from serving.batcher import Batcher, BatchPolicy, Served
 from serving.metrics import Metrics
 from serving.problems import ProblemError
 
@@ -74,18 +74,6 @@ def play(scene: Callable[[Batcher, Runtime], Coroutine[Any, Any, None]], **polic
             await batcher.close()
 
     asyncio.run(whole())
-
-
-@pytest.mark.parametrize(
-    ("waiting", "size"), [(1, 1), (2, 2), (3, 3), (4, 4), (5, 4), (6, 6), (7, 7), (8, 8), (11, 8)]
-)
-def test_at_most_a_quarter_of_a_batch_is_filling(waiting: int, size: int) -> None:
-    assert batch_size(waiting, (1, 2, 4, 8)) == size
-
-
-def test_padding_reaches_the_next_size() -> None:
-    assert [len(pad(crops(*range(n)), (1, 2, 4, 8))) for n in (1, 2, 3, 4, 6, 8)] == [1, 2, 4, 4, 8, 8]
-    assert not pad(crops(7, 7, 7), (4,))[3].any()
 
 
 def test_requests_share_batches_and_each_gets_its_own_answer() -> None:
@@ -290,6 +278,24 @@ def test_what_waits_when_a_runtime_fails_is_answered_by_the_next() -> None:
         with pytest.raises(ProblemError):
             await failing
         assert marks_of(await waiting) == [8]
+        await batcher.close()
+
+    asyncio.run(asyncio.wait_for(scene(), 20))
+
+
+def test_sizes_that_do_not_pay_are_not_used() -> None:
+    async def scene() -> None:
+        class Steady(Runtime):
+            def run(self, crops: Crops) -> Answer:
+                time.sleep(0.002 * len(crops))
+                return super().run(crops)
+
+        runtime = Steady()
+        batcher = batcher_of(lambda: runtime, find_out=True)
+        await batcher.start()
+        served = await batcher.run(crops(1, 2, 3))
+        assert marks_of(served) == [1, 2, 3]
+        assert runtime.served() == [[1], [2], [3]]
         await batcher.close()
 
     asyncio.run(asyncio.wait_for(scene(), 20))

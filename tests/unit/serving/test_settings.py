@@ -44,12 +44,6 @@ def test_an_address_that_others_reach_needs_keys_or_a_word(host: str) -> None:
     assert load_settings({"bundle": "b", "host": host, "keys": "k"}, [], {}).host == host
 
 
-def test_batch_sizes() -> None:
-    assert Settings(bundle=Path("b"), max_batch=16).buckets == (1, 2, 4, 8, 16)
-    assert Settings(bundle=Path("b"), max_batch=6).buckets == (1, 2, 4, 6)
-    assert Settings(bundle=Path("b"), max_batch=1).buckets == (1,)
-
-
 def test_every_setting_is_read_somewhere() -> None:
     folder = Path(serving.__file__).parent
     code = "\n".join(path.read_text() for path in folder.glob("*.py") if path.name != "settings.py")
