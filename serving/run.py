@@ -38,10 +38,6 @@ async def _serve(settings: Settings) -> None:
         service = await Service.open(settings)
         try:
             server = DrainingServer(service)
-            host, port = listener.getsockname()[:2]
-            used = service.engines.current.used
-            shown = f"[{host}]" if ":" in host else host
-            event("serving", url=f"http://{shown}:{port}", **used.model_dump())
             await server.serve(sockets=[listener])
         finally:
             await service.close()
@@ -72,6 +68,14 @@ class DrainingServer(uvicorn.Server):
         )
         super().__init__(config)
         self._tasks: set[asyncio.Task[None]] = set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so only then."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            host, port = listener.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            event("serving", url=f"http://{shown}:{port}", **self.service.engines.current.used.model_dump())
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -268,7 +268,7 @@ def test_an_address_in_use(
 
 def test_signals(bundle_folder: Path, face_png: bytes, small_clip: Path) -> None:
     """SIGHUP reloads; SIGTERM finishes what was started, says it is not ready meanwhile, and ends with 0."""
-    process = ServerProcess(bundle_folder, "--set", "drain_delay_s=0.5", "--set", "runtime_threads=1")
+    process = ServerProcess(bundle_folder, "--set", "drain_delay_s=2", "--set", "runtime_threads=1")
     try:
         assert post_image(process.url, face_png).status_code == 200
         process.send(signal.SIGHUP)
