@@ -170,7 +170,7 @@ def quantise_onnx(
     """
     search = Search(calibration, "onnxruntime")
     method = search.best_method(methods)
-    best = search.fit_gate(method, gate)
+    best = search.fit_gate(method, gate.with_margin())
     write_whole(out, best.model.SerializeToString(deterministic=True))
     agreement = compare(calibration.logits, search.logits(best.model, calibration.held), calibration.labels)
     full, reduced = (OnnxRuntime(path, threads=calibration.threads) for path in (calibration.source, out))

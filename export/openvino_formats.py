@@ -79,7 +79,7 @@ def quantise_openvino(
     """
     search = Search(calibration, "openvino")
     method = search.best_method(methods)
-    chosen = search.fit_gate(method, gate)
+    chosen = search.fit_gate(method, gate.with_margin())
     kept = set(calibration.parts.products) - set(chosen.products)
     models = {f"{method}, QDQ": _read(chosen.model.SerializeToString(deterministic=True))}
     for preset in presets if kept else ():

@@ -46,7 +46,7 @@ def test_the_gate_holds_on_crops_that_set_no_ranges(calibration: Calibration, tm
 def test_convolutions_run_in_int8_and_the_head_in_float(calibration: Calibration, tmp_path: Path) -> None:
     result = quantise_onnx(calibration, tmp_path / "int8.onnx", methods=("minmax",), gate=ANY)
     assert result.quantised == 17
-    assert result.kept_float == ("Conv",)
+    assert result.kept_float == calibration.parts.head
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "fused.onnx")
     onnxruntime.InferenceSession(str(result.path), options, providers=["CPUExecutionProvider"])
@@ -146,6 +146,13 @@ def test_an_answer_that_is_not_finite_agrees_in_nothing() -> None:
     assert found.flips == 1
 
 
+def test_the_search_aims_at_more_than_the_gate_asks() -> None:
+    aim = Gate().with_margin()
+    edge = Agreement(sqnr_db=20.5, delta_auc=0.0045, flips=0.009, crops=300)
+    assert Gate().failures(edge) == []
+    assert len(aim.failures(edge)) == 3
+
+
 def test_ranges_by_each_method() -> None:
     bulk = np.random.default_rng(0).normal(0, 1, 200_000).astype(np.float32)
     values = Observed(-40.0, 60.0, np.append(bulk, np.float32([-40, 60])))
@@ -174,6 +181,9 @@ def test_layers_left_in_float_are_the_cheapest_that_suffice() -> None:
 def test_what_can_be_quantised_is_found_by_structure(calibration: Calibration) -> None:
     parts = examine(calibration.prepared.graph)
     assert len(parts.products) == 17
-    assert parts.head == ("Conv",)
+    (head,) = parts.head
+    node = next(node for node in calibration.prepared.graph.node if node.name == head)
+    weights = next(item for item in calibration.prepared.graph.initializer if item.name == node.input[1])
+    assert list(weights.dims[:1]) == [2]
     assert len(parts.before_silu) == 11
     assert all(cost > 0 for cost in parts.costs.values())
