@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from export.tensorrt_engine import BuiltEngine
 
 
+_FEW_DRAWN = [0, -4, -3, -2, -1]
+"""Of the drawn crops: noise, a cloud, black, white, checkerboard."""
+
+
 @dataclass(frozen=True, slots=True)
 class Built:
     """A format's files, the first of which is opened, and what to know of them; see `pipeline.manifest.Artefact`."""
@@ -63,6 +67,15 @@ class Ingredients:
         source = self.built["onnx"].files[0]
         return calibrate(source, self.ranges.crops, self.ranges.labels, threads=self.threads)
 
+    @cached_property
+    def half_note(self) -> str:
+        """How near the network comes to the end of float16; a network that goes beyond is refused here."""
+        from export.half_range import find_peak
+        from export.parity_inputs import drawn_crops
+
+        crops, _ = drawn_crops(self.detector.spec.image_size)
+        return find_peak(self.detector, crops[_FEW_DRAWN]).note
+
     @property
     def range_notes(self) -> tuple[str, ...]:
         """What the int8 ranges were taken from; nothing where no format needed any."""
@@ -102,10 +115,11 @@ def _onnx_fp16(item: Format, ingredients: Ingredients) -> Built:
     from export.onnx_graph import CPU_OPSET
     from export.tensorrt_formats import half_onnx
 
+    note = ingredients.half_note
     model = half_onnx(ingredients.detector, ingredients.metadata, opset=CPU_OPSET)
     path = ingredients.path(item)
     write_whole(path, model.SerializeToString(deterministic=True))
-    return Built((path,), notes=(f"opset {CPU_OPSET}; norms, softmax and head in fp32",))
+    return Built((path,), notes=(f"opset {CPU_OPSET}; norms, softmax and head in fp32", note))
 
 
 def _onnx_int8(item: Format, ingredients: Ingredients) -> Built:

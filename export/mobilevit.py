@@ -10,8 +10,8 @@ Four exact steps, none of which training could use (they mix weights that are tr
 - A block that ends in a 1x1 convolution without an activation, before one that begins with another, or before the
   classifier: the two become one.
 
-At 256 px mobilevitv2_200 goes from 7.2 to 5.9 billion products. `benchmarks/results/export-graph.json` has what each
-step is worth; `ARCHITECTURE.md` also says what was tried and not kept.
+At 256 px mobilevitv2_200 goes from 7.2 to 5.9 billion products. `python -m benchmarks export` measures what that is
+worth; `ARCHITECTURE.md` says what was tried and not kept.
 """
 
 from __future__ import annotations
