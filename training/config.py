@@ -77,6 +77,10 @@ class Settings(BaseModel):
     alpha_end: float | None = Field(None, ge=0, le=1)
     """Overrides the last row of the table."""
 
+    trace_loss_weight: float = Field(0.0, ge=0)
+    """Weight of an auxiliary loss, added in every stage: the learner's feature maps must tell where and how a fake
+    differs from its real twin. Meant for learning from random weights; 0 (the method): none."""
+
     epochs: int = Field(100, ge=1)
     """Passes over the training faces."""
     batch_size: int = Field(16, ge=2)

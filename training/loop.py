@@ -29,6 +29,7 @@ from training.run_log import RunLog
 from training.runtime import Runtime, gather_rng, restore_rng
 from training.sam import SharpnessAware, StepReport
 from training.stopping import stop_signals
+from training.traces import TracingLearner, trace_loss
 from training.validation import Validation, Validator
 from training.weight_files import read_weight_file
 
@@ -59,7 +60,7 @@ class Run:
     learner: Detector
     """The network that learns, bare."""
     model: nn.Module
-    """The same, wrapped for several processes where there are several."""
+    """The same, wrapped in `tracing` and for several processes where there are such."""
     teacher: Detector | None
     """Frozen; None in stage 1, in `train teacher` and in the no-KD control."""
     optimizer: torch.optim.Optimizer
@@ -73,6 +74,8 @@ class Run:
     """None in the processes that are not the main one, and before the run is opened."""
     progress: Progress
     provenance: dict[str, Any]
+    tracing: TracingLearner | None = None
+    """The learner with the heads of the trace loss; None without that loss."""
     position: Position = field(default_factory=Position)
 
     @property
@@ -162,8 +165,13 @@ def train_step(run: Run, group: list[Batch]) -> tuple[dict[str, Tensor], StepRep
     def closure(batch: Batch, target: Tensor | None) -> Callable[[], Tensor]:
         def forward() -> Tensor:
             with run.runtime.autocast():
-                logits = run.model(batch.crops[0])
+                answer = run.model(batch.crops[0])
+            logits, maps = (answer, None) if run.tracing is None else answer
             losses = losses_of(logits, batch.labels, target, alpha, settings)
+            if maps is not None:
+                losses.setdefault("loss_hard", losses["loss"])
+                losses["loss_trace"] = trace_loss(maps, batch.crops[0])
+                losses["loss"] = losses["loss"] + settings.trace_loss_weight * losses["loss_trace"]
             parts.append({name: value.detach() for name, value in losses.items()})
             return losses["loss"]
 
@@ -322,6 +330,7 @@ def save_state(run: Run) -> None:
     def work() -> None:
         content = {
             "model": run.learner.state_dict(),
+            "trace_heads": None if run.tracing is None else run.tracing.heads.state_dict(),
             "optimizer": run.optimizer.state_dict(),
             "scaler": None if run.scaler is None else run.scaler.state_dict(),
             "average": None if run.average is None else run.average.state_dict(),
@@ -349,6 +358,8 @@ def restore_state(run: Run) -> None:
             "resume with as many, or start afresh with --resume never"
         )
     run.learner.load_state_dict(state["model"])
+    if run.tracing is not None:
+        run.tracing.heads.load_state_dict(state["trace_heads"])
     run.optimizer.load_state_dict(state["optimizer"])
     if run.scaler is not None and state["scaler"] is not None:
         run.scaler.load_state_dict(state["scaler"])

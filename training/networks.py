@@ -6,6 +6,7 @@ network's own business, so training, export and serving cannot disagree about th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -121,6 +122,36 @@ class Detector(nn.Module):
         direction = (weight[1] - weight[0]).view(1, -1, 1, 1)
         evidence = (maps.float() * direction).sum(dim=1) + (bias[1] - bias[0])
         return self._classify(maps), evidence
+
+    def forward_with_maps(self, crops: Tensor, places: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """Return the logits of `forward`, and the feature maps [N, C, h, w] at places of `feature_maps`.
+
+        Raises:
+            ValueError: Another dtype or shape of the crops.
+        """
+        last, maps = self.backbone.forward_intermediates(self._prepare(crops), indices=list(places))
+        return self._classify(last), maps
+
+    def feature_maps(self, strides: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Where the backbone's last maps at these strides are found, and how many channels each has.
+
+        Returns:
+            Places for `forward_with_maps`, and channels, one per stride that the backbone has.
+
+        Raises:
+            InputError: It shows no maps at any of them.
+        """
+        shows = hasattr(self.backbone, "forward_intermediates")
+        known = list(getattr(self.backbone, "feature_info", None) or ()) if shows else []
+        # the last place of each stride
+        found = {entry["reduction"]: place for place, entry in enumerate(known)}
+        places = [found[stride] for stride in strides if stride in found]
+        if not places:
+            raise InputError(
+                f"{self.spec.name} shows no feature maps at strides {', '.join(map(str, strides))}. Set "
+                "trace_loss_weight to 0, or take a convolutional network such as mobilevitv2_* or efficientnet_*."
+            )
+        return places, [known[place]["num_chs"] for place in places]
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Trade time for memory: recompute activations in the backward pass.

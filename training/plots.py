@@ -70,6 +70,7 @@ PANELS = (
             Line("step", "loss", "total", INK, noisy=True),
             Line("step", "loss_hard", "hard", BLUE, noisy=True),
             Line("step", "loss_soft", "soft", VERMILION, noisy=True),
+            Line("step", "loss_trace", "trace", PURPLE, noisy=True),
         ),
         "nats",
     ),

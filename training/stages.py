@@ -37,6 +37,7 @@ from training.run_log import RunLog, read_log
 from training.runtime import Runtime, seed_everything, start_runtime
 from training.sam import SharpnessAware
 from training.stage_networks import Networks, build_networks
+from training.traces import TracingLearner
 from training.validation import Validator
 from training.weight_files import LoadReport
 
@@ -163,14 +164,15 @@ def assemble(
     provenance: dict[str, Any],
 ) -> Run:
     """Wire the optimizer, SAM, the loader and the networks into a run that stands at its first step."""
-    model: nn.Module = networks.learner
+    tracing = TracingLearner(networks.learner).to(runtime.device) if settings.trace_loss_weight else None
+    model: nn.Module = tracing or networks.learner
+    optimizer = build_optimizer(model, settings)
     if runtime.world_size > 1:
         # said of kernels of 1x1, which lie in memory alike either way
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         model = DistributedDataParallel(
             model, device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None
         )
-    optimizer = build_optimizer(networks.learner, settings)
     scaler = torch.amp.GradScaler(init_scale=512) if runtime.autocast_dtype == torch.float16 else None
     sampler, loader = build_loader(faces, networks.sizes, settings, runtime)
     # Dropout's stream starts here: a control run draws the masks of the run with a teacher, however many random
@@ -203,13 +205,14 @@ def assemble(
         log=None,
         progress=progress,
         provenance=provenance,
+        tracing=tracing,
     )
 
 
-def build_optimizer(learner: Detector, settings: Settings) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """SGD or AdamW; weight decay on matrices and kernels only."""
-    decayed = [p for p in learner.parameters() if p.requires_grad and p.ndim > 1]
-    plain = [p for p in learner.parameters() if p.requires_grad and p.ndim <= 1]
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": plain, "weight_decay": 0.0},

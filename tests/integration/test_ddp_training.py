@@ -84,6 +84,7 @@ def test_two_processes_make_one_run_that_resumes_exactly(
 ) -> None:
     changes = {
         "draws_per_face": 6,
+        "trace_loss_weight": 1.0,
         "save_every_steps": 1,
         "momentum": 0.9,
         "drop_path": 0.2,

@@ -154,6 +154,32 @@ def test_every_soft_loss_trains(tiny: Make, teacher: str, name: str) -> None:
     assert all(event["loss_soft"] > 0 for event in steps(folder))
 
 
+@pytest.mark.parametrize("stage", ["teacher", "stage1", "stage2"])
+def test_the_trace_loss_is_added_in_every_stage_and_its_heads_stay_behind(
+    tiny: Make, teacher: str, stage: Stage
+) -> None:
+    best = train(stage, tiny(epochs=1, teacher_weights=teacher, trace_loss_weight=2.0), "x")
+    for event in steps(best.parent.parent):
+        own = event["loss_hard"]
+        if stage == "stage2":
+            own = event["alpha"] * own + (1 - event["alpha"]) * event["loss_soft"]
+        assert event["loss"] == pytest.approx(own + 2 * event["loss_trace"], rel=1e-5)
+    plain = train(stage, tiny(epochs=1, teacher_weights=teacher), "plain")
+    (one, _), (two, _) = load_detector(best), load_detector(plain)
+    assert one.state_dict().keys() == two.state_dict().keys()
+    assert not torch.equal(one.backbone.conv_stem.weight, two.backbone.conv_stem.weight)
+    assert "trace_heads" in torch.load(best.parent.parent / STATE, weights_only=True)
+
+
+def test_the_heads_of_the_trace_loss_learn(tiny: Make, tmp_path: Path) -> None:
+    with a_run("stage1", tiny(trace_loss_weight=1.0, optimizer="adamw"), tmp_path) as run:
+        assert run.tracing is not None
+        before = state(run.tracing.heads)
+        fit(run)
+        after = state(run.tracing.heads)
+    assert not any(torch.equal(value, after[name]) for name, value in before.items())
+
+
 def test_the_control_takes_the_same_steps_without_a_teacher(tiny: Make, teacher: str) -> None:
     with_teacher = train("stage2", tiny(teacher_weights=teacher), "kd").parent.parent
     control = train("stage2", tiny(loss="none"), "control").parent.parent

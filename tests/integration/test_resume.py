@@ -132,6 +132,7 @@ def dying_at(step: int) -> Callable[[loop.Run, list[Any]], Any]:
         ("stage1", SGD, 4),
         ("teacher", SGD, 3),
         ("stage1", {**ADAMW, "workers": 1}, 6),
+        ("stage1", {**ADAMW, "trace_loss_weight": 2.0}, 6),
     ],
 )
 def test_a_kill_between_two_steps_costs_nothing(
