@@ -8,7 +8,7 @@ BUNDLE ?= output/bundle
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu check format train-teacher train-stage1 train-stage2 stage1 stage2 export parity serve bench-selfblend bench-train-step
+.PHONY: help setup demo test test-fast test-gpu check format train-teacher train-stage1 train-stage2 stage1 stage2 export parity serve bench-selfblend bench-train-step bench-serve
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -65,3 +65,6 @@ bench-selfblend: .venv/.ready ## milliseconds per self-blended pair, by stage
 
 bench-train-step: .venv/.ready ## the loop against a bare forward/backward/step
 	$(BIN)/python -m benchmarks train-step $(ARGS)
+
+bench-serve: .venv/.ready ## the API against the bare network, alone, 16 at once, and at three times its capacity (BUNDLE=)
+	$(BIN)/python -m benchmarks serve "$(BUNDLE)" $(ARGS)

@@ -102,6 +102,9 @@ class Connection:
             self.close()
 
     async def _exchange(self, request: Request) -> tuple[int, bytes, bytes]:
+        if self._streams is not None and self._streams[0].at_eof():
+            # it was idle for longer than the server keeps such connections
+            self.close()
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 20)
         reader, writer = self._streams

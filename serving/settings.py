@@ -50,7 +50,7 @@ class Settings(BaseModel):
     queue_timeout_s: float = Field(20.0, gt=0, description="Longest wait of a crop for the network.")
     ready_window_s: float = Field(30.0, gt=0, description="Ready means an inference succeeded within this.")
 
-    max_inflight: int = Field(32, ge=1, description="Requests worked on at once; more are answered 503.")
+    max_inflight: int = Field(24, ge=1, description="Requests worked on at once; more are answered 503.")
     max_uploads: int = Field(128, ge=1, description="Bodies received at once; more are answered 503.")
     max_videos: int = Field(2, ge=1, description="Videos worked on at once.")
     max_jobs: int = Field(16, ge=0, description="Videos that may wait as jobs; 0: no jobs.")
