@@ -106,9 +106,10 @@ def reject(folder: Path, verdict: ArtefactVerdict, report: ParityReport) -> Reje
     narrowed = report.model_copy(update={"links": links, "artefacts": (verdict,)})
     write_whole(place / "report.json", narrowed.model_dump_json(indent=1).encode())
     write_whole(place / "report.md", rejection_page(verdict, links).encode())
+    useless = "not worth it: " if verdict.verdict == "not worth it" else ""
     return Rejected(
         name=verdict.name,
-        reason=verdict.reason or verdict.verdict,
+        reason=f"{useless}{verdict.reason or verdict.verdict}",
         report=describe_file(folder, place / "report.json"),
     )
 

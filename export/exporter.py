@@ -304,6 +304,10 @@ def _refuse_broken_reference(folder: Path, out: Path, report: ParityReport) -> N
     if verdict is not None:
         reject(folder, verdict, report)
         shutil.move(folder / "artefacts" / REFERENCE, folder / "rejected" / REFERENCE / "artefact")
+    if kept.exists() and not (kept / REFERENCE / "report.json").is_file():
+        raise InputError(
+            f"{kept} is in the way of the report on what was rejected: move it, and export again."
+        )
     shutil.rmtree(kept, ignore_errors=True)
     (folder / "rejected").rename(kept)
     reason = verdict.reason if verdict else "it was not measured"

@@ -111,7 +111,7 @@ def prove_with(
     gain = speedup(full, runtime, chain.inputs.crops)
     if gain > 1:
         return verdict.model_copy(update={"speedup": gain})
-    reason = f"not worth it: {gain:.2f} times the speed of fp32 in {item.runtime} on this machine"
+    reason = f"{gain:.2f} times the speed of fp32 in {item.runtime} on this machine"
     return verdict.model_copy(update={"verdict": "not worth it", "reason": reason, "speedup": gain})
 
 

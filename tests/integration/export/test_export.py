@@ -10,18 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from rich.console import Console
 
+import export.onnx_graph
 from export.exporter import ExportSettings, export_bundle
 from export.formats import parse_formats
 from export.parity_report import read_parity
 from pipeline.bundle import open_bundle
-from pipeline.errors import InputError
+from pipeline.errors import InputError, NotProvenError
 from pipeline.runtime import open_artefact
 from training.checkpoint import load_detector
 from training.index import read_index, write_index
+from training.networks import Detector
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -114,6 +118,35 @@ def test_a_folder_with_something_else_is_not_replaced(
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
 
 
+def test_no_bundle_stands_on_a_broken_onnx_file(
+    exported_bundle: Path, checkpoint: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = export.onnx_graph.write_onnx
+
+    def swapping_colours(detector: Detector, path: Path, **options: Any) -> Path:
+        """An exporter that thinks in OpenCV's order of colours."""
+        sound(detector, path, **options)
+        model = onnx.load(path)
+        node = next(node for node in model.graph.node if node.op_type == "Conv")
+        tensor = next(item for item in model.graph.initializer if item.name in node.input[1:])
+        values = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values[:, ::-1]), tensor.name))
+        onnx.save(model, path)
+        return path
+
+    monkeypatch.setattr(export.onnx_graph, "write_onnx", swapping_colours)
+    out = tmp_path / "bundle"
+    shutil.copytree(exported_bundle, out)
+    with pytest.raises(
+        NotProvenError, match=r"there is no bundle\. torch\.export program -> onnx, optimiser off: max"
+    ):
+        export_bundle(settings(checkpoint, prepared, out), Console(quiet=True))
+    open_bundle(out)  # the older one is still there
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "bundle.rejected"}
+    page = (tmp_path / "bundle.rejected" / "onnx" / "report.md").read_text(encoding="utf-8")
+    assert "First broken link: torch.export program -> onnx, optimiser off" in page
+
+
 def _poison(content: dict[str, Any]) -> None:
     content["model"]["head.weight"][0, 0] = float("nan")
 
@@ -189,6 +222,8 @@ def test_the_command_line(run_script: Run, checkpoint: Path, prepared: Path, tmp
     open_bundle(tmp_path / "bundle")
     code, _, said = run_script("stillface.py", *given, "--formats", "onnx,caffe")
     assert (code, "caffe is no format" in said) == (2, True)
+    code, _, said = run_script("stillface.py", *given, "--formats", "tensorrt")
+    assert (code, "tensorrt" in said) == (2, True)  # not installed, or no GPU
     code, _, said = run_script("stillface.py", "export", "none.pth", "--calibration", prepared)
     assert (code, "no such weights file" in said) == (2, True)
     code, _, said = run_script(
