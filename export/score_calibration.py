@@ -70,8 +70,11 @@ def calibrate(
     collected = crops.collect(raw, temperature, rule)
     metrics = measure_collected(collected, how=how)
     points: list[OperatingPoint] = []
-    for level in (metrics.overall.frame, metrics.overall.video):
-        points += [point for point in level.operating_points if point.name in POINTS]
+    for level, samples in (
+        (metrics.overall.frame, collected.frame),
+        (metrics.overall.video, collected.video),
+    ):
+        points += [_clear_of(samples, point) for point in level.operating_points if point.name in POINTS]
         fewest = min(level.real_videos, level.fake_videos)
         if level.level == "video" and fewest < FEW_VIDEOS:
             notes.append(f"only {fewest} videos of a class: thresholds for videos are guesses")
@@ -90,6 +93,17 @@ def calibrate(
         ),
         metrics,
     )
+
+
+def _clear_of(samples: Samples, point: OperatingPoint) -> OperatingPoint:
+    """Raise a threshold that lies just above every score, by the last bit of a float, halfway to 1.
+
+    It acts alike on these data, and the rounding of another runtime cannot upset it.
+    """
+    highest = float(samples.scores.max())
+    if point.threshold <= highest or highest >= 1:
+        return point
+    return point.model_copy(update={"threshold": (highest + 1) / 2})
 
 
 def fit_temperature(margin: Floats, labels: NDArray[np.int64]) -> tuple[float, list[str]]:

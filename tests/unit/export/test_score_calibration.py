@@ -101,6 +101,15 @@ def test_what_is_fitted_goes_together() -> None:
     assert metrics.overall.frame.auc.value is not None
 
 
+def test_a_threshold_above_every_score_is_clear_of_them() -> None:
+    logits = np.array([[0, 2.0], [0, -1], [0, 1], [0, -2]])  # the highest score is a real one's
+    found, _ = calibrate(crops(np.array([0, 0, 1, 1]), 1), logits, how=QUICK)
+    highest = p_fake(logits, found.temperature).max()
+    strict = next(point for point in found.operating_points if point.name == "fpr-1%")
+    assert strict.threshold == pytest.approx((highest + 1) / 2)
+    assert (strict.fpr, strict.tpr) == (0, 0)
+
+
 def test_few_videos_are_noted() -> None:
     labels, logits = drawn(40, temperature=1.0)
     found, _ = calibrate(crops(labels, 40), logits, how=QUICK)
