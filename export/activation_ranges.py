@@ -80,10 +80,15 @@ def choose_ranges(
     takes the clipping with the least squared error.
     """
     rule = _RULES[method]
-    ranges = {name: rule(values) for name, values in observed.items()}
-    for name in before_silu:
-        ranges[name] = max(ranges[name][0], SILU_FLOOR), ranges[name][1]
-    return ranges
+    return cut_before_silu({name: rule(values) for name, values in observed.items()}, before_silu)
+
+
+def cut_before_silu(ranges: Mapping[str, Range], before_silu: Collection[str]) -> dict[str, Range]:
+    """The same ranges, no lower than -6 where only a SiLU reads the tensor."""
+    return {
+        name: (max(low, SILU_FLOOR), high) if name in before_silu else (low, high)
+        for name, (low, high) in ranges.items()
+    }
 
 
 def _minmax(values: Observed) -> Range:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -12,7 +12,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from export.activation_ranges import METHODS, Method, Observed, choose_ranges, observe
+from export.activation_ranges import (
+    METHODS,
+    Method,
+    Observed,
+    Range,
+    choose_ranges,
+    cut_before_silu,
+    observe,
+)
 from export.agreement import Agreement, Gate, Labels, Logits, compare
 from export.intermediates import check_calibration, logits_of, read_graph, square_of
 from export.qdq import Form, Quantisable, examine, has_byte_dot_products, prepare, quantise
@@ -95,6 +103,7 @@ class Calibration:
         threads: Of the runtimes.
         reduce_range: 7-bit weights.
         noise: By method, what each layer alone does to the logits, as far as it was asked for.
+        ranges: By method, the range of every activation, as far as it was asked for.
     """
 
     source: Path
@@ -109,6 +118,7 @@ class Calibration:
     threads: int | None
     reduce_range: bool
     noise: dict[Method, dict[str, float]] = field(default_factory=dict)
+    ranges: dict[Method, dict[str, Range]] = field(default_factory=dict)
 
 
 def calibrate(
@@ -243,7 +253,7 @@ class Search:
             known[method] = noise_of_each(
                 calibration.prepared,
                 calibration.parts.products,
-                choose_ranges(calibration.observed, method, calibration.parts.before_silu),
+                self.ranges(method, calibration.parts.before_silu),
                 calibration.logits[self._few],
                 calibration.held[self._few],
                 weight_levels=63 if calibration.reduce_range else 127,
@@ -251,16 +261,22 @@ class Search:
             )
         return known[method]
 
+    def ranges(self, method: Method, before_silu: Collection[str]) -> dict[str, Range]:
+        """Range of every activation; found once per method, for every candidate needs them."""
+        known = self.calibration.ranges
+        if method not in known:
+            known[method] = choose_ranges(self.calibration.observed, method)
+        return cut_before_silu(known[method], before_silu)
+
     def build(self, method: Method, products: Sequence[str]) -> Candidate:
         """Quantise these products."""
         calibration = self.calibration
         silus = calibration.parts.before_silu if self.form == "onnxruntime" else ()
-        ranges = choose_ranges(calibration.observed, method, silus)
         model = quantise(
             calibration.prepared,
             calibration.parts,
             products,
-            ranges,
+            self.ranges(method, silus),
             form=self.form,
             reduce_range=calibration.reduce_range,
         )
