@@ -172,13 +172,24 @@ def _nncf(calibration: Calibration, preset: Preset, in_float: set[str]) -> Any:
         names = {node.get_friendly_name() for node in model.get_ops()}
         step = max(1, len(calibration.ranging) // NNCF_CROPS)
         crops = calibration.ranging[::step]
-        return nncf.quantize(
-            model,
-            nncf.Dataset([crop[None] for crop in crops]),
-            subset_size=len(crops),
-            preset=nncf.QuantizationPreset(preset),
-            ignored_scope=nncf.IgnoredScope(names=sorted(in_float & names)),
-        )
+
+        def quantise(model: Any, *, correct_bias: bool) -> Any:
+            return nncf.quantize(
+                model,
+                nncf.Dataset([crop[None] for crop in crops]),
+                subset_size=len(crops),
+                preset=nncf.QuantizationPreset(preset),
+                ignored_scope=nncf.IgnoredScope(names=sorted(in_float & names)),
+                advanced_parameters=nncf.AdvancedQuantizationParameters(
+                    disable_bias_correction=not correct_bias
+                ),
+            )
+
+        try:
+            return quantise(model, correct_bias=True)
+        except ValueError:
+            # Its correction takes [channels, 1] for a bias behind a 3-D product, which the attention's are.
+            return quantise(_read(calibration.source), correct_bias=False)
 
 
 @contextmanager
