@@ -23,7 +23,8 @@ def stop_signals() -> Iterator[Callable[[], int]]:
         if not received:
             received, since = number, time.monotonic()
             # The loader's own handler would raise in mid-step when the same signal has ended its workers.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            # Python complains of a signal that waits while its handler is taken away, so there stays one.
+            signal.signal(signal.SIGCHLD, lambda *_: None)
         elif time.monotonic() - since > 1:
             signal.default_int_handler(number, frame)
 
