@@ -71,11 +71,6 @@ class Int8Result:
     reasons: tuple[str, ...]
 
     @property
-    def worth_it(self) -> bool:
-        """Whether it is faster than fp32 and decides like it."""
-        return not self.reasons
-
-    @property
     def notes(self) -> tuple[str, ...]:
         """For the manifest."""
         bits = "7-bit weights, for this processor has no VNNI" if self.reduced_range else "8-bit weights"

@@ -110,9 +110,9 @@ def test_a_graph_that_is_not_faster_is_not_worth_it(calibration: Calibration, tm
     chosen = Candidate(onnx.ModelProto(), calibration.parts.products)
     good = Agreement(sqnr_db=40, delta_auc=0, flips=0, crops=100)
     slow = search.result(tmp_path, "minmax", chosen, good, 0.98, Gate())
-    assert not slow.worth_it
+    assert slow.reasons
     assert slow.reasons == ("it is not faster than fp32 (0.98x)",)
-    assert search.result(tmp_path, "minmax", chosen, good, 1.5, Gate()).worth_it
+    assert not search.result(tmp_path, "minmax", chosen, good, 1.5, Gate()).reasons
     bad = Agreement(sqnr_db=12, delta_auc=-0.02, flips=0.03, crops=100)
     reasons = search.result(tmp_path, "minmax", chosen, bad, 1.5, Gate()).reasons
     assert len(reasons) == 3
