@@ -42,8 +42,7 @@ class ExportGraph(nn.Module):
         merging: bool = True,
     ) -> None:
         super().__init__()
-        refuse_non_finite(detector)
-        copied = copy.deepcopy(detector).cpu().float().eval().requires_grad_(False)
+        copied = copy_to_export(detector)
         self.image_size = copied.spec.image_size
         self.outputs = ("logits", "evidence") if copied.has_evidence else ("logits",)
         self.backbone: Any = copied.backbone
@@ -82,6 +81,16 @@ def _as_convolution(head: nn.Linear) -> nn.Conv2d:
     cells.weight = nn.Parameter(head.weight[:, :, None, None], requires_grad=False)
     cells.bias = nn.Parameter(head.bias, requires_grad=False)
     return cells
+
+
+def copy_to_export(detector: Detector) -> Detector:
+    """A copy in float32 on the CPU, in evaluation mode, that may be rebuilt; the detector is left alone.
+
+    Raises:
+        InputError: A weight or statistic is NaN or infinite.
+    """
+    refuse_non_finite(detector)
+    return copy.deepcopy(detector).cpu().float().eval().requires_grad_(False)
 
 
 def refuse_non_finite(detector: Detector) -> None:

@@ -6,14 +6,13 @@ softmax and weighted sum, normalisation of the pixels, and the head.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from timm.models.mobilevit import LinearSelfAttention
 from torch import Tensor, nn
 
-from export.graph import refuse_non_finite
+from export.graph import copy_to_export
 from training.networks import Detector
 
 
@@ -36,8 +35,7 @@ class HalfGraph(nn.Module):
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
-        refuse_non_finite(detector)
-        copied = copy.deepcopy(detector).cpu().float().eval().requires_grad_(False)
+        copied = copy_to_export(detector)
         self.image_size = copied.spec.image_size
         self.outputs = ("logits", "evidence") if copied.has_evidence else ("logits",)
         self.backbone: Any = copied.backbone
