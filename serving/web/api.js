@@ -4,10 +4,12 @@ import { problemText } from "./words.js";
 
 const KEY = "stillface-key";
 
+// What went wrong; `key` is the one that the refused request carried.
 export class Problem extends Error {
-  constructor(text, status = 0) {
+  constructor(text, status = 0, key = null) {
     super(text);
     this.status = status;
+    this.key = key;
   }
 }
 
@@ -17,18 +19,19 @@ export const key = {
   forget: () => sessionStorage.removeItem(KEY),
 };
 
-const headers = () => (key.get() ? { Authorization: `Bearer ${key.get()}` } : {});
+const headers = (carried) => (carried ? { Authorization: `Bearer ${carried}` } : {});
 
 const SILENT = "The server did not answer. Check that it is running and that you are connected, then try again.";
 
 export async function bundleFacts() {
+  const carried = key.get();
   let response;
   try {
-    response = await fetch("/v1/bundle", { headers: headers() });
+    response = await fetch("/v1/bundle", { headers: headers(carried) });
   } catch {
     throw new Problem(SILENT);
   }
-  if (!response.ok) throw problemOf(response.status, await response.text(), response.headers.get("Retry-After"));
+  if (!response.ok) throw problemOf(response.status, await response.text(), response.headers.get("Retry-After"), carried);
   return response.json();
 }
 
@@ -44,11 +47,12 @@ function query(kind, choices) {
 // Returns { done: Promise of the result, cancel() }. An aborted request rejects with AbortError.
 // XMLHttpRequest and not fetch: only it tells how much of a large video has been sent.
 export function analyse(file, kind, choices, on) {
+  const carried = key.get();
   const request = new XMLHttpRequest();
   const done = new Promise((resolve, reject) => {
     const lines = new Lines((line) => on.event(JSON.parse(line)));
     request.open("POST", `/v1/${kind}s?${query(kind, choices)}`);
-    for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
+    for (const [name, value] of Object.entries(headers(carried))) request.setRequestHeader(name, value);
     request.setRequestHeader("Content-Type", file.type || "application/octet-stream");
     if (kind === "video") request.setRequestHeader("Accept", "application/x-ndjson");
     const streamed = () => (request.getResponseHeader("Content-Type") ?? "").startsWith("application/x-ndjson");
@@ -59,7 +63,7 @@ export function analyse(file, kind, choices, on) {
     request.onabort = () => reject(new DOMException("cancelled", "AbortError"));
     request.onload = () => {
       if (request.status !== 200) {
-        reject(problemOf(request.status, request.responseText, request.getResponseHeader("Retry-After")));
+        reject(problemOf(request.status, request.responseText, request.getResponseHeader("Retry-After"), carried));
       } else if (!streamed()) {
         resolve(JSON.parse(request.responseText));
       } else {
@@ -92,10 +96,10 @@ class Lines {
   }
 }
 
-function problemOf(status, text, retryAfter) {
+function problemOf(status, text, retryAfter, carried) {
   try {
-    return new Problem(problemText(JSON.parse(text), retryAfter), status);
+    return new Problem(problemText(JSON.parse(text), retryAfter), status, carried);
   } catch {
-    return new Problem(`The server answered with status ${status}.`, status);
+    return new Problem(`The server answered with status ${status}.`, status, carried);
   }
 }

@@ -115,7 +115,7 @@ function failed(look, problem) {
   }
   byId("verdict").textContent = "No reading";
   byId("reason").textContent = "The file could not be judged; the reason stands above.";
-  if (problem.status === 401) askForKey();
+  if (problem.status === 401) askForKey(problem.key);
   else complain(problem.message);
 }
 
@@ -245,8 +245,8 @@ function complain(words) {
 
 // --- key -------------------------------------------------------------------------------------------------
 
-function askForKey() {
-  const refused = key.get() !== null;
+function askForKey(refused) {
+  if (refused !== key.get()) return; // another key was entered while that answer was on its way
   key.forget();
   byId("forget-key").hidden = true;
   byId("key-form").hidden = false;
@@ -275,7 +275,7 @@ async function start() {
   try {
     facts = await bundleFacts();
   } catch (problem) {
-    if (problem.status === 401) askForKey();
+    if (problem.status === 401) askForKey(problem.key);
     else complain(problem.message);
     return;
   }

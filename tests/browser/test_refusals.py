@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.looking import Looker
 from tests.servers import ServerProcess
@@ -84,6 +84,37 @@ def test_a_key_is_asked_for_and_kept_in_this_tab_only(
     looker.page.get_by_role("button", name="Forget key").click()
     expect(field).to_be_visible()
     assert looker.page.evaluate("sessionStorage.length") == 0
+
+
+def test_a_late_refusal_does_not_forget_the_key_entered_meanwhile(
+    open_page: Callable[..., Looker], locked: tuple[str, str], face: Path
+) -> None:
+    url, key = locked
+    looker = open_page(url)
+    page = looker.page
+    field = page.get_by_label("This server asks for an API key")
+    expect(field).to_be_focused()
+    held: dict[str, Route] = {}
+
+    def hold(route: Route) -> None:
+        if "/v1/bundle" in route.request.url or "authorization" not in route.request.headers:
+            held[route.request.url.partition("/v1/")[2].partition("?")[0]] = route
+        else:
+            route.continue_()
+
+    page.route("**/v1/*", hold)
+    looker.choose(face)
+    expect(page.locator("#verdict")).to_have_text("Looking")
+    field.fill(key)
+    field.press("Enter")
+    expect(field).to_be_hidden()
+    with page.expect_response("**/v1/images*") as refusal:
+        held["images"].continue_()
+    assert refusal.value.status == 401
+    expect(page.locator("#verdict")).to_have_text("No reading")
+    held["bundle"].continue_()
+    looker.wait()
+    assert page.evaluate("sessionStorage.getItem('stillface-key')") == key
 
 
 def test_too_large_a_picture_is_not_sent(
