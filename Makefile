@@ -42,7 +42,7 @@ serve: .venv/.ready ## serve a bundle on http://127.0.0.1:8000 (BUNDLE=, ARGS="-
 	$(BIN)/stillface serve "$(BUNDLE)" $(ARGS)
 
 test: .venv/.ready ## every test, the slow ones too
-	$(BIN)/pytest -n 2 --reruns 2 $(ARGS)
+	$(BIN)/pytest -n 2 $(ARGS)
 
 test-fast: .venv/.ready ## what a change is checked with while it is written
 	$(BIN)/pytest -n 2 -m "not slow and not gpu" $(ARGS)

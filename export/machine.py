@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.cuda_device import find_device
 from pipeline.engine_check import this_platform
 from pipeline.errors import InputError
+from pipeline.runtime_openvino import openvino_core
 from pipeline.tensorrt_library import LibraryName, install_command, open_library
 
 INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
@@ -210,7 +211,7 @@ def _devices(module: str, loaded: object) -> tuple[str, ...]:
         providers: list[str] = loaded.get_available_providers()  # type: ignore[attr-defined]
         return tuple(name.removesuffix("ExecutionProvider") for name in providers)
     if module == "openvino":
-        return tuple(loaded.Core().available_devices)  # type: ignore[attr-defined]
+        return tuple(openvino_core().available_devices)
     if module == "torch":
         return ("CPU", "CUDA") if loaded.cuda.is_available() else ("CPU",)  # type: ignore[attr-defined]
     return ()

@@ -23,7 +23,7 @@ from export.intermediates import read_graph, square_of
 from export.speed_gate import speedup
 from pipeline.errors import InputError
 from pipeline.runtime import Answer, Crops
-from pipeline.runtime_openvino import OpenVinoRuntime
+from pipeline.runtime_openvino import OpenVinoRuntime, openvino_core
 from pipeline.storage import write_whole
 
 Preset = Literal["mixed", "performance"]
@@ -131,9 +131,9 @@ def _logits(runtime: OpenVinoRuntime, crops: Crops, batch: int = 8) -> Logits:
 
 def _read(graph: Path | bytes) -> Any:
     """Read ONNX without the converter's command, which phones home."""
-    openvino = _openvino()
+    _openvino()
     try:
-        return openvino.Core().read_model(graph if isinstance(graph, bytes) else str(graph))
+        return openvino_core().read_model(graph if isinstance(graph, bytes) else str(graph))
     except RuntimeError as error:
         name = graph if isinstance(graph, Path) else "the int8 graph"
         raise InputError(f"OpenVINO cannot read {name}: {error}") from error

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipeline.errors import CannotRunHereError, InputError
 from pipeline.runtime import Answer, Crops, check_crops
+
+
+@cache
+def openvino_core() -> Any:
+    """The one `openvino.Core` of the process, which is never given back.
+
+    A core's CPU plug-in puts the creating thread's signals on a stack of its own and, when it goes, puts back the
+    stack it found. Of two cores the one that goes last can thus put back the first one's, which is gone by then: the
+    next signal with a handler (SIGTERM, Ctrl-C, a child's end) kills the process without a word.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVinoRuntime:
@@ -25,7 +43,7 @@ class OpenVinoRuntime:
 
     def __init__(self, path: Path, *, threads: int | None = None, precision: str = "f32") -> None:
         try:
-            import openvino
+            core = openvino_core()
         except ImportError as error:
             raise CannotRunHereError(
                 f"{path} needs OpenVINO, which is not installed: `pip install openvino`, "
@@ -35,7 +53,7 @@ class OpenVinoRuntime:
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = threads
         try:
-            model = openvino.Core().compile_model(str(path), "CPU", config)
+            model = core.compile_model(str(path), "CPU", config)
         except RuntimeError as error:
             raise InputError(f"{path} cannot be loaded by OpenVINO: {error}") from error
         names = [output.get_any_name() for output in model.outputs]
@@ -44,7 +62,7 @@ class OpenVinoRuntime:
         self._request = model.create_infer_request()
         self._count = len(names)
         self._size = int(model.inputs[0].get_partial_shape()[1].get_length())
-        self.label = f"openvino {openvino.__version__.partition('-')[0]} CPU"
+        self.label = f"openvino {_version()} CPU"
 
     def run(self, crops: Crops) -> Answer:
         """Answer for crops uint8 [N, H, W, 3]; see `pipeline.runtime.Runtime`."""
@@ -53,3 +71,9 @@ class OpenVinoRuntime:
         # the request's own buffers are overwritten by the next call
         logits, *rest = (self._request.get_output_tensor(i).data.copy() for i in range(self._count))
         return Answer(logits, rest[0] if rest else None)
+
+
+def _version() -> str:
+    import openvino
+
+    return str(openvino.__version__.partition("-")[0])

@@ -23,6 +23,7 @@ from pipeline.bundle import describe_file, open_bundle, read_manifest
 from pipeline.errors import InputError, NotProvenError
 from pipeline.manifest import Unproven
 from pipeline.runtime import open_artefact
+from pipeline.runtime_openvino import openvino_core
 from training.checkpoint import load_detector
 
 Run = Callable[..., tuple[int, str, str]]
@@ -59,7 +60,7 @@ def add_unproven(bundle: Path, graph: Path, *, float16: bool = False) -> None:
     """Put an OpenVINO model into the bundle as if it had been built where OpenVINO does not run."""
     target = bundle / "unproven" / "openvino" / "model.xml"
     target.parent.mkdir(parents=True)
-    openvino.save_model(openvino.Core().read_model(graph), target, compress_to_fp16=float16)
+    openvino.save_model(openvino_core().read_model(graph), target, compress_to_fp16=float16)
     files = tuple(describe_file(bundle, path) for path in (target, target.with_suffix(".bin")))
     manifest = read_manifest(bundle)
     item = Unproven(

@@ -13,7 +13,7 @@ from export.int8 import Calibration, calibrate
 from export.openvino_formats import Rival, choose, quantise_openvino, write_openvino
 from pipeline.errors import InputError
 from pipeline.runtime_onnx import OnnxRuntime
-from pipeline.runtime_openvino import OpenVinoRuntime
+from pipeline.runtime_openvino import OpenVinoRuntime, openvino_core
 from tests.unit.export.planted_graph import labelled_crops
 
 ANY = Gate(min_sqnr_db=-200, max_delta_auc=1, max_flips=1)
@@ -59,14 +59,12 @@ def test_the_same_graph_gives_the_same_files(graph: Path, calibration: Calibrati
 
 
 def test_int8_runs_in_int8_although_floats_stay_floats(calibration: Calibration, tmp_path: Path) -> None:
-    import openvino
-
     out = tmp_path / "int8.xml"
     result = quantise_openvino(calibration, out, methods=("minmax",), gate=ANY)
     assert result.quantised == 17
     assert out.with_suffix(".bin").stat().st_size < 0.5 * calibration.source.stat().st_size
     config = {"INFERENCE_PRECISION_HINT": "f32"}  # as `OpenVinoRuntime` asks
-    compiled = openvino.Core().compile_model(str(out), "CPU", config)
+    compiled = openvino_core().compile_model(str(out), "CPU", config)
     kinds = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
     convolutions = [kind for kind in kinds if kind["layerType"].astype(str) == "Convolution"]
     in_bytes = [kind for kind in convolutions if kind["runtimePrecision"].astype(str) in ("u8", "i8")]

@@ -1,0 +1,60 @@
+"""OpenVINO: what it leaves of the process that it runs in."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.conftest import ROOT
+
+pytest.importorskip("openvino")
+
+_IN_A_PROCESS_OF_ITS_OWN = """
+import os, signal, sys
+from pathlib import Path
+from pipeline.runtime_openvino import OpenVinoRuntime
+
+heard = []
+signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+first = OpenVinoRuntime(Path(sys.argv[1]), threads=1)
+second = OpenVinoRuntime(Path(sys.argv[1]), threads=1)
+del first   # as when a bundle is swapped
+del second
+os.kill(os.getpid(), signal.SIGUSR1)
+assert heard == [signal.SIGUSR1]
+"""
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    """A network of ours in the least form: crops uint8 [N, 8, 8, 3] -> logits, the mean colour times a matrix."""
+    weights = numpy_helper.from_array(np.ones((3, 2), np.float32), "weights")
+    axes = numpy_helper.from_array(np.array([1, 2], np.int64), "axes")
+    nodes = [
+        helper.make_node("Cast", ["crops"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float", "axes"], ["mean"], keepdims=0),
+        helper.make_node("MatMul", ["mean", "weights"], ["logits"]),
+    ]
+    crops = helper.make_tensor_value_info("crops", TensorProto.UINT8, ["n", 8, 8, 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 2])
+    made = helper.make_graph(nodes, "least", [crops], [logits], [weights, axes])
+    path = tmp_path / "least.onnx"
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def test_signals_are_heard_after_a_runtime_is_gone(graph: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", _IN_A_PROCESS_OF_ITS_OWN, str(graph)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
