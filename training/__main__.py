@@ -66,9 +66,10 @@ def run_stage(
     resume: str,
 ) -> Path:
     """Read the config and train one stage."""
-    from training.config import load_settings
+    from training.config import check_read_by, load_settings, parse_overrides
     from training.stages import train
 
+    check_read_by(stage, parse_overrides(pairs or []))
     settings = load_settings(config, stage, pairs)
     return train(stage, settings, name, resume=resume, console=Console(soft_wrap=True))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -179,6 +180,17 @@ class Settings(BaseModel):
         return value
 
 
+_STUDENT: tuple[Stage, ...] = ("stage1", "stage2")
+_STAGES_THAT_READ: dict[str, tuple[Stage, ...]] = {
+    **dict.fromkeys(("student", "image_size", "pretrained", "dropout", "drop_path"), _STUDENT),
+    **dict.fromkeys(("teacher_pretrained", "teacher_dropout", "teacher_drop_path"), ("teacher",)),
+    **dict.fromkeys(("teacher", "teacher_image_size"), ("teacher", "stage2")),
+    **dict.fromkeys(("teacher_weights", "min_teacher_auc", "pretrained_student_weights"), ("stage2",)),
+    **dict.fromkeys(("loss", "temperature", "alpha_table", "alpha_start", "alpha_end"), ("stage2",)),
+}
+"""Settings that not every stage reads."""
+
+
 def load_settings(path: Path, stage: Stage, overrides: list[str] | None = None) -> Settings:
     """Read a JSON config for one stage, with `key=value` overrides on top.
 
@@ -236,6 +248,24 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             parsed[key] = text
     return parsed
+
+
+def check_read_by(stage: Stage, overrides: Iterable[str]) -> None:
+    """Refuse settings given for one stage that this stage never reads.
+
+    A config serves all stages, so its flat keys may be of another; what is given by `--set` is meant for this one.
+
+    Raises:
+        InputError: names each, and the key that was probably meant.
+    """
+    idle = [key for key in overrides if key in _STAGES_THAT_READ and stage not in _STAGES_THAT_READ[key]]
+    lines = []
+    for key in idle:
+        own = {"image_size": "teacher_image_size", "student": "teacher"}.get(key, f"teacher_{key}")
+        meant = f"; {own} is the teacher's" if stage == "teacher" and own in Settings.model_fields else ""
+        lines.append(f"  - {key} is read by {' and '.join(_STAGES_THAT_READ[key])} only{meant}")
+    if lines:
+        raise InputError("\n".join([f"--set gives {stage} what it does not read:", *lines]))
 
 
 def without_effect(settings: Settings) -> list[str]:

@@ -11,10 +11,12 @@ import pytest
 
 import training
 from pipeline.errors import InputError
+from training.__main__ import run_stage
 from training.config import (
     STAGES,
     Settings,
     Stage,
+    check_read_by,
     json_schema,
     load_settings,
     parse_overrides,
@@ -172,6 +174,21 @@ def test_an_end_that_turns_the_schedule_round_is_refused() -> None:
 def test_the_committed_configs_are_good_for_every_stage(path: Path, stage: Stage) -> None:
     settings = load_settings(path, stage)
     assert without_effect(settings) == []
+
+
+def test_what_a_stage_does_not_read_cannot_be_set_for_it() -> None:
+    check_read_by("teacher", ["lr", "teacher_pretrained", "teacher_image_size"])
+    check_read_by("stage2", ["loss", "teacher", "image_size"])
+    with pytest.raises(InputError) as caught:
+        check_read_by("teacher", ["pretrained", "lr", "image_size", "loss"])
+    assert str(caught.value).splitlines() == [
+        "--set gives teacher what it does not read:",
+        "  - pretrained is read by stage1 and stage2 only; teacher_pretrained is the teacher's",
+        "  - image_size is read by stage1 and stage2 only; teacher_image_size is the teacher's",
+        "  - loss is read by stage2 only",
+    ]
+    with pytest.raises(InputError, match="temperature is read by stage2 only"):
+        run_stage("stage1", ROOT / "configs" / "demo.json", "x", ["temperature=2"], "auto")
 
 
 def test_the_committed_config_of_the_method_says_what_the_method_says() -> None:
