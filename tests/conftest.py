@@ -46,33 +46,23 @@ TINY: dict[str, Any] = {
 
 def store_faces(folder: Path, counts: dict[str, int]) -> Path:
     """Write a prepared folder with so many real faces per split, two frames to a video."""
-    from benchmarks.selfblend import drawn_face
-    from pipeline.images import save_image
-    from training.index import FaceRecord, write_index
+    from tests.drawn_faces import stored_face
+    from training.index import write_index
 
-    records = []
-    for split, count in counts.items():
-        for number in range(count):
-            image, landmarks, box = drawn_face(width=96, height=104, face=(24, 20, 72, 84), seed=len(records))
-            path = folder / f"{split}_{number}.jpg"
-            save_image(path, image)
-            record = FaceRecord(
-                path=path,
-                video=f"{split}/{number // 2}",
-                identity=None,
-                split=split,  # type: ignore[arg-type]
-                label=0,
-                method="real",
-                frame=number,
-                time_s=number / 25,
-                face=0,
-                box=box,
-                landmarks=landmarks,
-                origin=(0, 0),
-                width=96,
-                height=104,
-            )
-            records.append(record)
+    numbered = [(split, number) for split, count in counts.items() for number in range(count)]
+    records = [
+        stored_face(
+            folder,
+            seed,
+            split=split,  # type: ignore[arg-type]
+            video=f"{split}/{number // 2}",
+            name=f"{split}_{number}",
+            store="jpeg",
+            size=(96, 104),
+            face=(24, 20, 72, 84),
+        )
+        for seed, (split, number) in enumerate(numbered)
+    ]
     write_index(folder, records)
     return folder
 

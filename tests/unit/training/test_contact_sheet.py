@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.selfblend import drawn_face
 from pipeline.crop import crop_face
 from pipeline.errors import InputError
-from pipeline.images import read_image, save_image
+from pipeline.images import read_image
+from tests.drawn_faces import stored_face
 from training.contact_sheet import AMPLIFICATION, write_contact_sheet
 from training.dataset import sample_generator
-from training.index import FaceRecord, Split, write_index
+from training.index import FaceRecord, write_index
 from training.selfblend import make_pair
 
 CAPTION, GAP = 20, 4
@@ -23,32 +23,12 @@ CAPTION, GAP = 20, 4
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[FaceRecord]]:
     folder = tmp_path_factory.mktemp("prepared")
-    records = [stored(folder, number, "train") for number in range(5)]
-    records.append(replace(stored(folder, 5, "val"), label=1, method="Deepfakes", video="Deepfakes/5"))
+    records = [stored_face(folder, number) for number in range(5)]
+    records.append(
+        replace(stored_face(folder, 5, split="val"), label=1, method="Deepfakes", video="Deepfakes/5")
+    )
     write_index(folder, records)
     return folder, records
-
-
-def stored(folder: Path, number: int, split: Split) -> FaceRecord:
-    image, landmarks, box = drawn_face(width=150, height=160, face=(40, 30, 110, 120), seed=number)
-    path = folder / f"{number}.png"
-    save_image(path, image, store="png")
-    return FaceRecord(
-        path=path,
-        video=f"youtube/{number}",
-        identity=None,
-        split=split,
-        label=0,
-        method="real",
-        frame=number,
-        time_s=0.0,
-        face=0,
-        box=box,
-        landmarks=landmarks,
-        origin=(0, 0),
-        width=150,
-        height=160,
-    )
 
 
 @pytest.mark.parametrize("quirks", [False, True])
@@ -113,7 +93,7 @@ def test_sheet_refuses_what_it_cannot_show(prepared: tuple[Path, list[FaceRecord
 
 
 def test_face_that_cannot_be_blended_is_named(tmp_path: Path) -> None:
-    record = stored(tmp_path, 0, "train")
+    record = stored_face(tmp_path, 0)
     write_index(tmp_path, [replace(record, box=(0.0, 0.0, 20.0, 20.0))])
     with pytest.raises(InputError, match=r"0\.png: The landmarks' centre"):
         write_contact_sheet(tmp_path, tmp_path / "sheet.png")

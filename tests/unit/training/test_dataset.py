@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.selfblend import drawn_face
 from pipeline.crop import crop_face, tight_window
 from pipeline.errors import InputError
 from pipeline.images import read_image, save_image
+from tests.drawn_faces import stored_face
 from training.dataset import (
     Batch,
     BlendedFaces,
@@ -36,29 +36,7 @@ SIZES = (48, 32)
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> list[FaceRecord]:
     folder = tmp_path_factory.mktemp("prepared")
-    return [stored_face(folder, number) for number in range(7)]
-
-
-def stored_face(folder: Path, number: int) -> FaceRecord:
-    image, landmarks, box = drawn_face(width=150, height=160, face=(40, 30, 110, 120), seed=number)
-    path = folder / f"{number}.png"
-    save_image(path, image, store="png")
-    return FaceRecord(
-        path=path,
-        video=f"youtube/{number // 3}",
-        identity=None,
-        split="train",
-        label=0,
-        method="real",
-        frame=number,
-        time_s=number / 25,
-        face=0,
-        box=box,
-        landmarks=landmarks,
-        origin=(0, 0),
-        width=150,
-        height=160,
-    )
+    return [stored_face(folder, number, video=f"youtube/{number // 3}") for number in range(7)]
 
 
 def blended(records: Sequence[FaceRecord], *, seed: int = 5, draws: int = 1) -> BlendedFaces:
