@@ -35,7 +35,8 @@ def create_app(service: Service) -> ASGIApp:
     )
     app.state.service = service
     problems.install(app)
-    for module in (routes_media, routes_video, routes_health, routes_tensors):
+    # looked through in this order for every request: those that are called most stand first
+    for module in (routes_media, routes_tensors, routes_video, routes_health):
         app.include_router(module.router)
     app.include_router(page_router())
     if service.settings.cors_origins:

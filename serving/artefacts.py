@@ -29,7 +29,7 @@ class Opened:
     Attributes:
         artefact: Its entry in the manifest.
         runtime: What runs it.
-        passed_over: Faster artefacts that this machine cannot run, and why.
+        passed_over: Faster artefacts that this machine cannot run and those that are not proven, and why.
     """
 
     artefact: Artefact
@@ -52,7 +52,11 @@ def open_best(bundle: Bundle, name: str | None = None, *, threads: int | None = 
         artefact = bundle.artefact(name)
         return Opened(artefact, open_artefact(bundle.folder, artefact, threads=threads))
     present = {artefact.name: artefact for artefact in bundle.manifest.artefacts}
-    passed_over: list[str] = []
+    passed_over = [
+        f"{item.name}: built, but not proven: run `stillface parity {bundle.folder}` on the machine that serves, "
+        "then start again or reload"
+        for item in bundle.manifest.unproven
+    ]
     for candidate in (present[kind] for kind in _FASTEST_FIRST if kind in present):
         try:
             runtime = open_artefact(bundle.folder, candidate, threads=threads)

@@ -40,7 +40,7 @@ Evidence = Annotated[
 ]
 
 
-def image_wishes(
+async def image_wishes(
     request: Request, operating_point: Point = None, aggregation: Rule = None, evidence: Evidence = "none"
 ) -> Wishes:
     """A picture's query parameters."""

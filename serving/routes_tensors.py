@@ -65,6 +65,53 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ProtocolError} for status in sorted({*statuses, *common})}
 
 
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": InferRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+            },
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+
+
+@router.post(
+    "/models/{model}/infer",
+    summary="Run the network on crops",
+    response_model=InferResponse,
+    responses=_errors(400, 404, 422, 503),
+    openapi_extra=_BODY,
+)
+@router.post(
+    "/models/{model}/versions/{version}/infer",
+    response_model=InferResponse,
+    responses=_errors(400, 404, 422, 503),
+    openapi_extra=_BODY,
+)
+async def infer(model: str, request: Request, service: Parts, version: str | None = None) -> Response:
+    """Crops of the bundle's crop rule, uint8 RGB [N, side, side, 3], together with those of other requests."""
+    service.road.images.check()
+    with _engine(service, model, version).use() as engine:
+        body = await request.body()
+        known = ["logits", *(["evidence"] if engine.bundle.manifest.network.evidence else [])]
+        length = request.headers.get(HEAD_LENGTH)
+        side = engine.analyser.image_size
+        with service.road.images.enter():
+            if length is None:
+                # a long list of numbers takes a while to read
+                asked = await asyncio.to_thread(read_request, body, length, side, known)
+            else:
+                asked = read_request(body, length, side, known)
+            served = await until_gone(request, engine.batcher.run(asked.crops))
+        head, tail = write_response(asked, served.answer, engine.used.id)
+    if not tail:
+        return Response(head, media_type="application/json")
+    return Response(head + tail, media_type="application/octet-stream", headers={HEAD_LENGTH: str(len(head))})
+
+
 @router.get("/health/live", summary="Is the process alive?", response_class=Response)
 async def live() -> Response:
     """200."""
@@ -124,53 +171,6 @@ async def model_ready(model: str, service: Parts, version: str | None = None) ->
     _engine(service, model, version)
     _need_ready(service)
     return Ready(name=MODEL, ready=True)
-
-
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": InferRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-            },
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-        },
-    }
-}
-
-
-@router.post(
-    "/models/{model}/infer",
-    summary="Run the network on crops",
-    response_model=InferResponse,
-    responses=_errors(400, 404, 422, 503),
-    openapi_extra=_BODY,
-)
-@router.post(
-    "/models/{model}/versions/{version}/infer",
-    response_model=InferResponse,
-    responses=_errors(400, 404, 422, 503),
-    openapi_extra=_BODY,
-)
-async def infer(model: str, request: Request, service: Parts, version: str | None = None) -> Response:
-    """Crops of the bundle's crop rule, uint8 RGB [N, side, side, 3], together with those of other requests."""
-    service.road.images.check()
-    with _engine(service, model, version).use() as engine:
-        body = await request.body()
-        known = ["logits", *(["evidence"] if engine.bundle.manifest.network.evidence else [])]
-        length = request.headers.get(HEAD_LENGTH)
-        side = engine.analyser.image_size
-        with service.road.images.enter():
-            if length is None:
-                # a long list of numbers takes a while to read
-                asked = await asyncio.to_thread(read_request, body, length, side, known)
-            else:
-                asked = read_request(body, length, side, known)
-            served = await until_gone(request, engine.batcher.run(asked.crops))
-        head, tail = write_response(asked, served.answer, engine.used.id)
-    if not tail:
-        return Response(head, media_type="application/json")
-    return Response(head + tail, media_type="application/octet-stream", headers={HEAD_LENGTH: str(len(head))})
 
 
 def _engine(service: Service, model: str, version: str | None) -> Engine:

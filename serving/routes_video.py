@@ -28,7 +28,7 @@ _STREAMED = {
 }
 
 
-def video_wishes(
+async def video_wishes(
     request: Request,
     service: Annotated[Service, Depends(service_of)],
     operating_point: Point = None,

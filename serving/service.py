@@ -39,8 +39,8 @@ class Service:
         Raises:
             InputError: The bundle or the key file cannot be used.
         """
-        # the look pool's threads work side by side, each on one picture
-        cv2.setNumThreads(1)
+        # for a picture that is alone; of several at once OpenCV gives its threads to one, the others do without
+        cv2.setNumThreads(settings.look_threads)
         service = cls(settings)
         try:
             await service.engines.start()
@@ -71,7 +71,7 @@ class Service:
         await self.engines.close()
 
 
-def service_of(request: Request) -> Service:
-    """The service behind a request."""
+async def service_of(request: Request) -> Service:
+    """The service behind a request. A coroutine, as every dependency here: others are sent to a thread each time."""
     service: Service = request.app.state.service
     return service

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 PREFIX = "STILLFACE_SERVE_"
 MIB = 1 << 20
+_ONE_PROCESS = (
+    "workers: a server is one process, because jobs, /metrics and reloads belong to it. It uses all cores: set "
+    "replicas, runtime_threads and look_threads. For more processes start several servers on ports of their own "
+    "behind a proxy that keeps a client's jobs with one of them."
+)
 
 
 def _cores() -> int:
@@ -50,7 +55,7 @@ class Settings(BaseModel):
     queue_timeout_s: float = Field(20.0, gt=0, description="Longest wait of a crop for the network.")
     ready_window_s: float = Field(30.0, gt=0, description="Ready means an inference succeeded within this.")
 
-    max_inflight: int = Field(24, ge=1, description="Requests worked on at once; more are answered 503.")
+    max_inflight: int = Field(20, ge=1, description="Requests worked on at once; more are answered 503.")
     max_uploads: int = Field(128, ge=1, description="Bodies received at once; more are answered 503.")
     max_videos: int = Field(2, ge=1, description="Videos worked on at once.")
     max_jobs: int = Field(16, ge=0, description="Videos that may wait as jobs; 0: no jobs.")
@@ -116,6 +121,8 @@ def load_settings(
             raise InputError(f"{pair!r}: expected key=value, for example max_inflight=64")
         values[key] = value
     values |= {key: value for key, value in given.items() if value is not None}
+    if "workers" in values:
+        raise InputError(_ONE_PROCESS)
     if isinstance(values.get("cors_origins"), str):
         values["cors_origins"] = [part for part in values["cors_origins"].split(",") if part]
     try:

@@ -55,3 +55,15 @@ def test_sizes_are_kept_while_they_pay(call_ms: float, crop_ms: float, kept: tup
     assert paying_buckets(run, (1, 2, 4, 8), clock=lambda: now) == kept
     if call_ms == 30.0:
         assert tried == {1}
+
+
+def test_a_slow_network_is_not_run_again_to_be_sure() -> None:
+    now, runs = 0.0, 0
+
+    def run(size: int) -> None:
+        nonlocal now, runs
+        runs += 1
+        now += 0.1 * size
+
+    paying_buckets(run, (1, 2, 4), clock=lambda: now)
+    assert runs == 2  # one to warm up, one on the clock

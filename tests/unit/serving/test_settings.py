@@ -50,3 +50,9 @@ def test_every_setting_is_read_somewhere() -> None:
     code += (folder / "settings.py").read_text().partition("def _not_open_by_accident")[2]
     unread = [name for name in Settings.model_fields if not re.search(rf'\.{name}\b|"{name}"', code)]
     assert not unread
+
+
+def test_several_processes_are_refused_with_the_way_out() -> None:
+    for given in ({"pairs": ["workers=4"]}, {"environment": {"STILLFACE_SERVE_WORKERS": "4"}}):
+        with pytest.raises(InputError, match=r"one process.*replicas.*behind a proxy"):
+            load_settings({"bundle": "b"}, **{"environment": {}, **given})  # type: ignore[arg-type]
