@@ -17,7 +17,7 @@ setup: .venv/.ready ## install everything into .venv, every version pinned
 
 .venv/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet -c constraints.txt uv; }
-	$(BIN)/uv pip install --python $(BIN)/python --constraints constraints.txt --group dev --editable ".[train,export,serve,openvino,tensorrt-rtx]"
+	$(BIN)/uv pip install --python $(BIN)/python --constraints constraints.txt --group dev --group bench --editable ".[train,export,serve,openvino,tensorrt-rtx]"
 	touch $@
 
 demo: .venv/.ready ## minutes on two CPU cores: real clips -> teacher -> stage 1 -> stage 2 -> table

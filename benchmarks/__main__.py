@@ -75,14 +75,16 @@ def export(
 def serve(
     bundle: Annotated[Path, typer.Argument(help="Bundle that is served.")],
     artefact: Annotated[str | None, typer.Option(help="Its form; by default the fastest here.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.5, help="Length of one measurement.")] = 5.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of bare and served.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Length of one measurement.")] = 6.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of bare, served and LitServe.")] = 5,
+    alone: Annotated[int, typer.Option(min=2, help="Requests sent one at a time.")] = 100,
     overload_seconds: Annotated[float, typer.Option(min=0, help="Length of the overload; 0: none.")] = 60.0,
     requests: Annotated[int, typer.Option(min=0, help="Requests to see memory grow; 0: none.")] = 10_000,
+    litserve: Annotated[bool, typer.Option(help="Measure LitServe too, where it is installed.")] = True,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value of the server.")] = None,
     out: Out = None,
 ) -> None:
-    """The API against the bare network, alone and 16 at once, then three times over capacity."""
+    """The API against the bare network and LitServe, alone and 16 at once, then three times over capacity."""
     from benchmarks.serve import markdown, run
 
     result = run(
@@ -90,8 +92,10 @@ def serve(
         artefact=artefact,
         seconds=seconds,
         rounds=rounds,
+        alone=alone,
         overload_seconds=overload_seconds,
         requests=requests,
+        rival=litserve,
         settings=set_ or (),
     )
     _report(result, markdown(result), out)

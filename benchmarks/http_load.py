@@ -53,6 +53,18 @@ class Load:
     wrong: int = 0
     without_retry: int = 0
 
+    @classmethod
+    def of(cls, parts: Sequence[Load]) -> Load:
+        """Several runs as one."""
+        whole = cls()
+        for part in parts:
+            whole.seconds += part.seconds
+            whole.accepted += part.accepted
+            whole.statuses += part.statuses
+            whole.wrong += part.wrong
+            whole.without_retry += part.without_retry
+        return whole
+
     @property
     def throughput(self) -> float:
         """Requests answered 200 a second."""

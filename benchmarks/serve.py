@@ -1,94 +1,28 @@
-"""How much of the bare network's speed is left behind the API, and what it does under three times its capacity."""
+"""What is left of the bare network's speed behind the API, beside LitServe, and at three times what it can do."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import subprocess
-import sys
+import contextlib
 import time
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import cv2
 import numpy as np
-import psutil
+from numpy.typing import ArrayLike
 
-from benchmarks.http_load import Load, Request, closed_loop, open_loop
+from benchmarks.http_load import Connection, Load, Request, closed_loop, open_loop
 from benchmarks.machine import environment
-from pipeline import assets
-from pipeline.analysis import Analyser
+from benchmarks.serve_processes import Process, has_litserve, start_litserve, start_ours
+from benchmarks.serve_roads import BATCH, Bare, Road, open_bare
 from pipeline.bundle import open_bundle
-from pipeline.errors import InputError
-from pipeline.road import analyse_image
-from pipeline.runtime import Crops, Runtime
-from pipeline.video import sample_frames
-from serving.artefacts import Opened, open_best
-from serving.tensors import HEAD_LENGTH
+from training.run_folder import version_of
 
 AT_ONCE = 16
-BATCH = 16
-_ROOT = Path(__file__).resolve().parent.parent
-_TOLERANCE = 1e-4
-_CLIPS = ("clip_01", "clip_02", "clip_03", "clip_04")
-
-
-class Server:
-    """`stillface serve` in a process of its own."""
-
-    def __init__(self, bundle: Path, artefact: str, settings: Sequence[str]) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "serving",
-            "serve",
-            str(bundle),
-            "--port",
-            "0",
-            "--artefact",
-            artefact,
-        ]
-        for pair in settings:
-            command += ["--set", pair]
-        started = time.perf_counter()
-        self._process = subprocess.Popen(  # noqa: S603 - our own command
-            command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(_ROOT)}
-        )
-        assert self._process.stderr is not None  # noqa: S101 - a pipe was asked for
-        for line in self._process.stderr:
-            if '"message": "serving"' in line:
-                self.port = int(json.loads(line)["url"].rpartition(":")[2])
-                break
-        else:
-            raise InputError(f"The server did not start: {' '.join(command)}")
-        while not self._answers("/readyz"):
-            time.sleep(0.01)
-        self.seconds_to_ready = time.perf_counter() - started
-        # nobody reads its log: it must not block on a full pipe
-        self._reader = subprocess.Popen(
-            [sys.executable, "-c", "import sys\nfor _ in sys.stdin: pass"], stdin=self._process.stderr
-        )
-
-    def memory(self) -> int:
-        """Resident bytes of the server's own process."""
-        return int(psutil.Process(self._process.pid).memory_info().rss)
-
-    def close(self) -> None:
-        """Stop it."""
-        self._process.terminate()
-        self._process.wait(60)
-        self._reader.wait(10)
-
-    def _answers(self, path: str) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
+_RESAMPLES = 2000
+_AT_CAPACITY = 1 / 3
+"""Length of the run at capacity, as a share of the overload's."""
 
 
 def run(
@@ -97,60 +31,57 @@ def run(
     artefact: str | None,
     seconds: float,
     rounds: int,
+    alone: int,
     overload_seconds: float,
     requests: int,
+    rival: bool,
     settings: Sequence[str],
 ) -> dict[str, Any]:
-    """Measure a bundle's server against its bare network, in turns, on this machine.
+    """Measure a bundle's server against its bare network and LitServe, in turns, on this machine.
 
     Args:
         bundle: The bundle.
         artefact: Its form; None: the fastest that runs here.
-        seconds: Length of one measurement.
-        rounds: How often bare and served are measured in turn.
+        seconds: Length of one measurement with 16 requests at once.
+        rounds: How often bare, served and rival are measured in turn.
+        alone: Requests sent one at a time, each beside the same work done bare.
         overload_seconds: Length of the overload at three times the capacity; 0 leaves it out.
         requests: Requests sent to see whether memory grows; 0 leaves it out.
+        rival: Measure LitServe too, where it is installed.
         settings: key=value of the server.
 
     Raises:
-        InputError: The bundle, an asset or the server cannot be had.
+        InputError: The bundle, an asset or a server cannot be had.
     """
-    opened_bundle = open_bundle(bundle)
-    threads = len(os.sched_getaffinity(0))
-    opened = open_best(opened_bundle, artefact, threads=threads)
-    cv2.setNumThreads(threads)
-    analyser = Analyser(opened_bundle)
-    pictures = _pictures()
-    crops = np.concatenate([analyser.look(_decoded(data)).crops[:1] for data in pictures])
-    roads = {
-        "tensors": _tensor_requests(crops, opened.runtime),
-        "images": _image_requests(analyser, opened.runtime, pictures),
-    }
-    bare: dict[str, Callable[[float], float]] = {
-        "tensors": lambda span: _bare_batches(opened, crops, span),
-        "images": lambda span: _bare_images(analyser, opened.runtime, pictures, span),
-    }
-    server = Server(bundle, opened.artefact.name, settings)
+    opened = open_bundle(bundle)
+    bare = open_bare(opened, artefact)
+    server = start_ours(bundle, bare.artefact, settings)
     try:
         result: dict[str, Any] = {
             **environment(),
-            "bundle": opened_bundle.manifest.id,
-            "network": opened_bundle.manifest.network.name,
-            "image_size": opened_bundle.manifest.network.image_size,
-            "artefact": opened.artefact.name,
-            "runtime": opened.runtime.label,
-            "threads": threads,
+            "bundle": opened.manifest.id,
+            "network": opened.manifest.network.name,
+            "image_size": opened.manifest.network.image_size,
+            "artefact": bare.artefact,
+            "runtime": bare.runtime.label,
+            "threads": bare.threads,
             "settings": list(settings),
+            "litserve": version_of("litserve") if rival and has_litserve() else None,
             "seconds_to_ready": round(server.seconds_to_ready, 2),
-            "memory_mib_at_start": _mib(server.memory()),
+            "memory_mib_at_start": _mib(server.memory_of_itself()),
         }
-        for name, road in roads.items():
-            result[name] = _compare(server, road, bare[name], seconds, rounds)
+        for road in bare.roads:
+            with _rival(bundle, bare, road, rival) as other:
+                result[road.name] = {
+                    **_at_once(server, other, road, seconds, rounds),
+                    "alone": asyncio.run(_alone(server.port, road, alone)),
+                }
+        pictures = bare.roads[1].requests
         if overload_seconds:
-            result["overload"] = _overload(server, roads["images"], overload_seconds)
+            result["overload"] = _overload(server, pictures, overload_seconds)
         if requests:
-            result["growth"] = _growth(server, roads["images"], requests)
-        result["memory_mib_at_end"] = _mib(server.memory())
+            result["growth"] = _growth(server, pictures, requests)
+        result["memory_mib_at_end"] = _mib(server.memory_of_itself())
     finally:
         server.close()
     return result
@@ -165,11 +96,17 @@ def markdown(result: dict[str, Any]) -> str:
         f"{result['memory_mib_at_end']} MiB at the end",
     ]
     for name in ("tensors", "images"):
-        part = result[name]
+        part, alone = result[name], result[name]["alone"]
         lines.append(
-            f"{name}: {part['share_of_bare']:.0%} of the bare road's {part['bare_per_second']:.1f} a second at "
-            f"{AT_ONCE} at once; alone {part['added_ms_alone']:+.1f} ms over the bare {part['bare_ms_alone']:.1f} ms"
+            f"{name}: {_percent(part['share_of_bare'])} of the bare road's {part['bare_per_second']:.1f} a second at "
+            f"{AT_ONCE} at once; alone {_spread(alone['added_ms'], '+.1f')} ms over the bare {alone['bare_ms']:.1f} ms"
         )
+        if "litserve" in part:
+            lines.append(
+                f"{name}: {_spread(part['over_litserve'], '.2f')} times LitServe's "
+                f"{part['litserve']['per_second']:.1f} a second; p99 {part['busy']['ms']['p99']:.0f} ms, "
+                f"LitServe's {part['litserve']['ms']['p99']:.0f} ms"
+            )
     if "overload" in result:
         part = result["overload"]
         lines.append(
@@ -183,38 +120,81 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _compare(
-    server: Server, road: Sequence[Request], bare: Callable[[float], float], seconds: float, rounds: int
+@contextlib.contextmanager
+def _rival(bundle: Path, bare: Bare, road: Road, wanted: bool) -> Iterator[Process | None]:
+    if not wanted or not has_litserve():
+        yield None
+        return
+    other = start_litserve(bundle, bare.artefact, road.name, threads=bare.threads, batch=BATCH)
+    try:
+        yield other
+    finally:
+        other.close()
+
+
+def _at_once(
+    server: Process, other: Process | None, road: Road, seconds: float, rounds: int
 ) -> dict[str, Any]:
-    """Bare and served in turns, so that what else the machine does falls on both alike."""
-    shares, added, bare_rates, alone_ms = [], [], [], []
-    busy: Load | None = None
-    bare(0.5)
+    """Bare, served and rival in turns, so that what else the machine does falls on all alike."""
+    bare_rates: list[float] = []
+    ours: list[Load] = []
+    theirs: list[Load] = []
+    road.at_once(0.5)
     for _ in range(rounds):
-        bare_rate = bare(seconds)
-        busy = asyncio.run(closed_loop(server.port, road, AT_ONCE, seconds))
-        shares.append(busy.throughput / bare_rate)
-        bare_rates.append(bare_rate)
-        single = asyncio.run(closed_loop(server.port, road, 1, seconds))
-        again = bare(seconds)
-        bare_ms = 1000 / ((bare_rate + again) / 2)
-        alone_ms.append(bare_ms)
-        added.append((single.percentile(0.5) or float("nan")) - bare_ms)
-    if busy is None:
-        raise InputError("at least one round is needed")
+        before = road.at_once(seconds / 2)
+        ours.append(asyncio.run(closed_loop(server.port, road.requests, AT_ONCE, seconds)))
+        bare_rates.append((before + road.at_once(seconds / 2)) / 2)
+        if other is not None:
+            theirs.append(asyncio.run(closed_loop(other.port, road.rivals, AT_ONCE, seconds)))
+    rates = np.array([load.throughput for load in ours])
+    result = {
+        "share_of_bare": _interval(rates / bare_rates),
+        "bare_per_second": float(np.median(bare_rates)),
+        "busy": Load.of(ours).summary(),
+    }
+    if theirs:
+        result["over_litserve"] = _interval(rates / [load.throughput for load in theirs])
+        result["litserve"] = Load.of(theirs).summary()
+    return result
+
+
+async def _alone(port: int, road: Road, count: int) -> dict[str, Any]:
+    """One request at a time, each beside the same work done here, so that both meet the same machine."""
+    connection, load = Connection(port), Load()
+    bare, served = np.zeros((2, count))
+
+    async def ask(place: int) -> None:
+        started = time.perf_counter()
+        await connection.ask(road.requests[place % len(road.requests)], load)
+        served[place] = time.perf_counter() - started
+
+    def work(place: int) -> None:
+        started = time.perf_counter()
+        road.one(place)
+        bare[place] = time.perf_counter() - started
+
+    for place in range(count):
+        if place % 2:
+            await ask(place)
+            work(place)
+        else:
+            work(place)
+            await ask(place)
+    connection.close()
+    load.seconds = float(served.sum())
     return {
-        "share_of_bare": median(shares),
-        "shares": shares,
-        "bare_per_second": median(bare_rates),
-        "bare_ms_alone": median(alone_ms),
-        "added_ms_alone": median(added),
-        "busy": busy.summary(),
+        "requests": count,
+        "statuses": load.summary()["statuses"],
+        "wrong": load.wrong,
+        "bare_ms": float(np.median(bare) * 1000),
+        "served_ms": float(np.median(served) * 1000),
+        "added_ms": _interval((served - bare) * 1000),
     }
 
 
-def _overload(server: Server, road: Sequence[Request], seconds: float) -> dict[str, Any]:
+def _overload(server: Process, road: Sequence[Request], seconds: float) -> dict[str, Any]:
     """Three times what it can do, against what it does when just busy."""
-    at_capacity = asyncio.run(closed_loop(server.port, road, AT_ONCE, max(5.0, seconds / 6)))
+    at_capacity = asyncio.run(closed_loop(server.port, road, AT_ONCE, seconds * _AT_CAPACITY))
     offered = 3 * at_capacity.throughput
     load = asyncio.run(open_loop(server.port, road, offered, seconds))
     own, usual = load.percentile(0.99), at_capacity.percentile(0.99)
@@ -226,91 +206,40 @@ def _overload(server: Server, road: Sequence[Request], seconds: float) -> dict[s
     }
 
 
-def _growth(server: Server, road: Sequence[Request], requests: int) -> dict[str, Any]:
+def _growth(server: Process, road: Sequence[Request], requests: int) -> dict[str, Any]:
     """Resident memory after a warm-up of a tenth of the requests, and after all of them."""
 
     async def send(count: int) -> Load:
-        total = Load()
-        while len(total.accepted) < count:
-            part = await closed_loop(server.port, road, AT_ONCE, 2.0)
-            total.accepted += part.accepted
-            total.statuses += part.statuses
-        return total
+        parts = [Load()]
+        while sum(len(part.accepted) for part in parts) < count:
+            parts.append(await closed_loop(server.port, road, AT_ONCE, 2.0))
+        return Load.of(parts)
 
     asyncio.run(send(requests // 10))
-    before = server.memory()
+    before = server.memory_of_itself()
     load = asyncio.run(send(requests - requests // 10))
-    statuses = {str(status): count for status, count in load.statuses.items()}
-    grown = _mib(server.memory()) - _mib(before)
     return {
         "requests": requests,
         "before_mib": _mib(before),
-        "grown_mib": round(grown, 1),
-        "statuses": statuses,
+        "grown_mib": round(_mib(server.memory_of_itself()) - _mib(before), 1),
+        "statuses": load.summary()["statuses"],
     }
 
 
-def _bare_batches(opened: Opened, crops: Crops, seconds: float) -> float:
-    """Crops a second of the runtime alone, in full batches."""
-    size = min(BATCH, opened.artefact.max_batch or BATCH)
-    batch = np.concatenate([crops] * -(-size // len(crops)))[:size]
-    return _rate(lambda: opened.runtime.run(batch), seconds) * size
+def _interval(values: ArrayLike) -> dict[str, float]:
+    """A median and its 95 % bootstrap interval over repetitions."""
+    numbers = np.asarray(values, np.float64)
+    drawn = numbers[np.random.default_rng(0).integers(0, len(numbers), (_RESAMPLES, len(numbers)))]
+    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
+    return {"median": float(np.median(numbers)), "low": float(low), "high": float(high)}
 
 
-def _bare_images(analyser: Analyser, runtime: Runtime, pictures: Sequence[bytes], seconds: float) -> float:
-    """Pictures a second through decode, find, crop and infer, one after the other, all cores for each stage."""
-    turn = iter(range(1 << 60))
-    return _rate(lambda: analyse_image(analyser, runtime, pictures[next(turn) % len(pictures)]), seconds)
+def _spread(value: dict[str, float], form: str) -> str:
+    return f"{value['median']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
 
 
-def _rate(work: Callable[[], object], seconds: float) -> float:
-    started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds:
-        work()
-        count += 1
-    return count / (time.perf_counter() - started)
-
-
-def _tensor_requests(crops: Crops, runtime: Runtime) -> list[Request]:
-    logits = runtime.run(crops).logits
-    requests = []
-    for crop, expected in zip(crops, logits, strict=True):
-        tensor = {"name": "crops", "shape": [1, *crop.shape], "datatype": "UINT8"}
-        parameters = {"parameters": {"binary_data_size": crop.nbytes}}
-        head = json.dumps({"inputs": [{**tensor, **parameters}], "outputs": [{"name": "logits"}]}).encode()
-
-        def right(body: bytes, expected: Any = expected) -> bool:
-            return bool(np.allclose(json.loads(body)["outputs"][0]["data"], expected, atol=_TOLERANCE))
-
-        headers = {HEAD_LENGTH: str(len(head))}
-        requests.append(Request.post("/v2/models/stillface/infer", head + crop.tobytes(), headers, right))
-    return requests
-
-
-def _image_requests(analyser: Analyser, runtime: Runtime, pictures: Sequence[bytes]) -> list[Request]:
-    requests = []
-    for data in pictures:
-        expected = analyse_image(analyser, runtime, data).conclusion.aggregate.score
-
-        def right(body: bytes, expected: Any = expected) -> bool:
-            return bool(abs(json.loads(body)["score"] - expected) <= _TOLERANCE)
-
-        requests.append(Request.post("/v1/images", data, {"content-type": "image/jpeg"}, right))
-    return requests
-
-
-def _pictures() -> list[bytes]:
-    """Real frames as JPEG, 1280x720."""
-    pictures = []
-    for name in _CLIPS:
-        for frame in sample_frames(assets.fetch(name), 2, threads=1):
-            _, data = cv2.imencode(".jpg", frame.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-            pictures.append(data.tobytes())
-    return pictures
-
-
-def _decoded(data: bytes) -> Any:
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+def _percent(value: dict[str, float]) -> str:
+    return f"{value['median']:.0%} ({value['low']:.0%} to {value['high']:.0%})"
 
 
 def _mib(size: int) -> float:
