@@ -11,8 +11,8 @@ from fastapi.routing import APIRoute
 from serving import routes_health, routes_media, routes_tensors, routes_video
 
 
-def _calls(dependant: Any) -> Iterator[Any]:
-    for part in dependant.dependencies:
+def _calls(node: Any) -> Iterator[Any]:
+    for part in node.dependencies:
         yield part.call
         yield from _calls(part)
 
