@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 Seconds = NDArray[np.float64]
@@ -20,10 +22,14 @@ class Race:
     Attributes:
         wall: Seconds by contestant, one per round.
         processor: Seconds of all cores together, likewise; hardly moves when other programs run.
+        others: Share of the machine's processor time that other programs took meanwhile. PyTorch's OpenMP threads wait
+            for one another at the end of every operator: where one of them is kept off its core all wait, and a
+            network of 130 ms takes more than a second. Runtimes that hand out work in pieces hardly notice.
     """
 
     wall: dict[str, Seconds]
     processor: dict[str, Seconds]
+    others: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,7 @@ def race(
     names = list(contestants)
     wall, processor = np.zeros((2, rounds, len(names)))
     rng = np.random.default_rng(seed)
+    before = _spent()
     for number in range(-warm_up, rounds):
         for place in rng.permutation(len(names)):
             used, start = time.process_time(), time.perf_counter()
@@ -61,10 +68,21 @@ def race(
             if number >= 0:
                 wall[number, place] = time.perf_counter() - start
                 processor[number, place] = time.process_time() - used
+    everyone, own, passed = (after - earlier for earlier, after in zip(before, _spent(), strict=True))
     return Race(
         dict(zip(names, wall.T, strict=True)),
         dict(zip(names, processor.T, strict=True)),
+        others=max(0.0, everyone - own) / (passed * (os.cpu_count() or 1)),
     )
+
+
+def _spent() -> tuple[float, float, float]:
+    """Processor seconds of all programs, processor seconds of this one, and the time."""
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    # guests are counted as users already
+    everyone = sum(times) - idle - sum(getattr(times, name, 0.0) for name in ("guest", "guest_nice"))
+    return everyone, time.process_time(), time.perf_counter()
 
 
 def ratio(slower: Seconds, faster: Seconds, *, seed: int = 0) -> Ratio:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,8 +10,9 @@ from typing import Literal
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 
-from export.intermediates import tensor_values
+from export.intermediates import session_of
 from pipeline.runtime import Crops
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
@@ -20,6 +22,8 @@ SAMPLES_PER_CROP = 1024
 """Values kept of each tensor and crop, evenly spaced; minimum and maximum are exact."""
 PERCENTILE = 99.99
 _BINS, _LEVELS, _CANDIDATES = 2048, 256, 48
+_OWN = "/observed/"
+_LOW, _HIGH, _SAMPLES = (f"{_OWN}{kind}" for kind in ("low", "high", "samples"))
 
 SILU_FLOOR = -6.0
 """Where a range ends below in front of a SiLU."""
@@ -42,29 +46,67 @@ class Observed:
 
 
 def observe(
-    model: onnx.ModelProto, tensors: Sequence[str], crops: Crops, *, threads: int | None, batch: int = 4
+    model: onnx.ModelProto, tensors: Sequence[str], crops: Crops, *, threads: int | None, batch: int = 1
 ) -> dict[str, Observed]:
     """Run the calibration crops once and keep what every method needs of each tensor.
+
+    The runtime itself takes extremes and samples: handing out whole maps would cost more than computing them.
 
     Args:
         model: Float graph.
         tensors: Activations to be quantised.
         crops: uint8 [N, H, W, 3], N >= 1.
         threads: Of the runtime; None for all cores.
-        batch: Crops at a time.
+        batch: Crops at a time; one is fastest, and memory grows with more.
     """
-    lows = dict.fromkeys(tensors, np.inf)
-    highs = dict.fromkeys(tensors, -np.inf)
-    kept: dict[str, list[NDArray[np.float32]]] = {name: [] for name in tensors}
-    for values in tensor_values(model, tensors, crops, batch=batch, threads=threads):
-        for name, value in values.items():
-            lows[name] = min(lows[name], float(value.min()))
-            highs[name] = max(highs[name], float(value.max()))
-            flat = value.reshape(len(value), -1)
-            # An odd step, so that it does not keep to a few channels or columns.
-            step = max(1, flat.shape[1] // SAMPLES_PER_CROP) | 1
-            kept[name].append(flat[:, ::step].ravel().copy())
-    return {name: Observed(lows[name], highs[name], np.concatenate(kept[name])) for name in tensors}
+    session = session_of(_with_summaries(model, tensors), threads=threads)
+    wanted = [f"{name}{kind}" for name in tensors for kind in (_LOW, _HIGH, _SAMPLES)]
+    parts = [
+        session.run(wanted, {"crops": np.ascontiguousarray(crops[start : start + batch])})
+        for start in range(0, len(crops), batch)
+    ]
+    columns = iter(zip(*parts, strict=True))
+    return {
+        name: Observed(
+            float(min(low.min() for low in next(columns))),
+            float(max(high.max() for high in next(columns))),
+            np.concatenate([samples.ravel() for samples in next(columns)]),
+        )
+        for name in tensors
+    }
+
+
+def _with_summaries(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
+    """Serialise a copy of the graph that returns each tensor's extremes and samples per crop, in float32."""
+    opened = onnx.ModelProto()
+    opened.CopyFrom(model)
+    graph = opened.graph
+    constants = {"first": [0], "second": [1], "beyond": [2**62], "half": [2 * SAMPLES_PER_CROP], "two": [2]}
+    graph.initializer.extend(
+        numpy_helper.from_array(np.array(value, np.int64), f"{_OWN}{name}")
+        for name, value in constants.items()
+    )
+    first, second, beyond, half, two = (f"{_OWN}{name}" for name in constants)
+    for name in tensors:
+        flat, count, step = (f"{name}{_OWN}{kind}" for kind in ("flat", "count", "step"))
+        low, high, samples = (f"{name}{kind}" for kind in (_LOW, _HIGH, _SAMPLES))
+        graph.node.extend(
+            (
+                helper.make_node("Flatten", [name], [f"{flat}/own"], axis=1),
+                helper.make_node("Cast", [f"{flat}/own"], [flat], to=onnx.TensorProto.FLOAT),
+                helper.make_node("ReduceMin", [flat, second], [low]),
+                helper.make_node("ReduceMax", [flat, second], [high]),
+                # An odd step, so that it does not keep to a few channels or columns.
+                helper.make_node("Shape", [flat], [count], start=1),
+                helper.make_node("Div", [count, half], [f"{step}/pairs"]),
+                helper.make_node("Mul", [f"{step}/pairs", two], [f"{step}/even"]),
+                helper.make_node("Add", [f"{step}/even", second], [step]),
+                helper.make_node("Slice", [flat, first, beyond, second, step], [samples]),
+            )
+        )
+        graph.output.extend(onnx.ValueInfoProto(name=each) for each in (low, high, samples))
+    content: bytes = opened.SerializeToString()
+    return content
 
 
 def choose_ranges(
@@ -151,15 +193,17 @@ def _squared_error(counts: NDArray[np.int64], whole: Range, clip: Range) -> floa
 
 
 def _divergence(counts: NDArray[np.int64], whole: Range, clip: Range) -> float:
-    """KL divergence of the clipped distribution from what 256 levels keep of it."""
+    """KL divergence of the clipped distribution from what 256 levels keep of it; infinite where nothing is left."""
+    inside = (_centres(whole) >= clip[0]) & (_centres(whole) <= clip[1])
+    if not inside.any():
+        return math.inf
     levels = _rounded(_centres(whole), clip)
     _, group = np.unique(levels, return_inverse=True)
     total = np.bincount(group, weights=counts)
     filled = np.bincount(group, weights=counts > 0)
     spread = np.where(counts > 0, total[group] / np.maximum(filled[group], 1), 0.0)
-    inside = (_centres(whole) >= clip[0]) & (_centres(whole) <= clip[1])
     clipped = np.where(inside, counts, 0).astype(np.float64)
-    first, last = np.flatnonzero(inside)[[0, -1]] if inside.any() else (0, _BINS - 1)
+    first, last = np.flatnonzero(inside)[[0, -1]]
     clipped[first] += counts[:first].sum()
     clipped[last] += counts[last + 1 :].sum()
     spread = np.where(inside, spread, 0.0)

@@ -18,6 +18,7 @@ from training.networks import Detector
 if TYPE_CHECKING:
     from export.int8 import Calibration
     from export.tensorrt_engine import BuiltEngine
+    from pipeline.tensorrt_library import LibraryName
 
 
 _FEW_DRAWN = [0, -4, -3, -2, -1]
@@ -144,16 +145,20 @@ def _openvino_int8(item: Format, ingredients: Ingredients) -> Built:
 
 
 def _engine(item: Format, ingredients: Ingredients) -> Built:
+    from export.tensorrt_engine import check_builder
     from export.tensorrt_formats import half_engine, notes_of
 
+    library: LibraryName = "tensorrt" if item.runtime == "tensorrt" else "tensorrt-rtx"
+    check_builder(library)
+    fits = ingredients.half_note
     made = half_engine(
         ingredients.detector,
         ingredients.path(item),
-        library="tensorrt" if item.runtime == "tensorrt" else "tensorrt-rtx",
+        library=library,
         metadata=ingredients.metadata,
         threads=ingredients.threads,
     )
-    return _built_engine(made, notes_of(made))
+    return _built_engine(made, (*notes_of(made), fits))
 
 
 def _int8_engine(item: Format, ingredients: Ingredients) -> Built:
@@ -161,6 +166,7 @@ def _int8_engine(item: Format, ingredients: Ingredients) -> Built:
     from export.tensorrt_formats import int8_engine, notes_of
 
     check_builder("tensorrt")
+    fits = ingredients.half_note
     made, chosen = int8_engine(
         ingredients.detector,
         ingredients.path(item),
@@ -169,15 +175,16 @@ def _int8_engine(item: Format, ingredients: Ingredients) -> Built:
         metadata=ingredients.metadata,
         threads=ingredients.threads,
     )
-    return _built_engine(made, (*notes_of(made), *chosen.notes))
+    return _built_engine(made, (*notes_of(made), *chosen.notes, fits))
 
 
 def _torch_tensorrt(item: Format, ingredients: Ingredients) -> Built:
     from export.tensorrt_formats import notes_of
     from export.torch_tensorrt_program import build_program
 
+    fits = ingredients.half_note
     made = build_program(ingredients.detector, ingredients.path(item))
-    return _built_engine(made, notes_of(made))
+    return _built_engine(made, (*notes_of(made), fits))
 
 
 def _built_engine(made: BuiltEngine, notes: tuple[str, ...]) -> Built:

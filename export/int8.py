@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +25,7 @@ from export.activation_ranges import (
 from export.agreement import Agreement, Gate, Labels, Logits, compare
 from export.intermediates import check_calibration, logits_of, read_graph, square_of
 from export.qdq import Form, Quantisable, examine, has_byte_dot_products, prepare, quantise
-from export.sensitivity import leave_in_float, noise_of_each
+from export.sensitivity import NOISE_CROPS, leave_in_float, noise_of_each
 from export.speed_gate import speedup
 from pipeline.errors import InputError
 from pipeline.runtime import Crops
@@ -34,10 +35,10 @@ from pipeline.storage import write_whole
 Places = NDArray[np.int64]
 
 GATE: Final = Gate()
-SEARCH_CROPS: Final = 128
+METHOD_CROPS: Final = 32
+"""Held-out crops that ways to find ranges are compared on, by SQNR, which takes few to tell apart."""
+SEARCH_CROPS: Final = 160
 """Held-out crops that candidates are compared on; the result is measured on all of them."""
-NOISE_CROPS: Final = 10
-"""Crops on which every layer is tried by itself."""
 _HELD_OUT_EVERY = 3
 _MARGIN_DB = 1.0
 _STEPS_DB = (3.0, 8.0)
@@ -173,11 +174,10 @@ def quantise_onnx(
     Returns:
         What was written and every figure it was chosen by.
     """
-    search = Search(calibration, "onnxruntime")
+    search = Search(calibration, "onnxruntime", partial(logits_of, threads=calibration.threads))
     method = search.best_method(methods)
-    best = search.fit_gate(method, gate.with_margin())
+    best, agreement = search.fit_gate(method, gate.with_margin())
     write_whole(out, best.model.SerializeToString(deterministic=True))
-    agreement = compare(calibration.logits, search.logits(best.model, calibration.held), calibration.labels)
     full, reduced = (OnnxRuntime(path, threads=calibration.threads) for path in (calibration.source, out))
     ratio = speedup(full, reduced, calibration.held)
     return search.result(out, method, best, agreement, ratio, gate)
@@ -192,54 +192,66 @@ class Candidate:
 
 
 class Search:
-    """Builds candidates for one runtime and compares them with the float graph, in ONNX Runtime.
+    """Builds candidates for one runtime and compares them with the float graph, in that runtime.
 
     Args:
         calibration: From `calibrate`.
         form: For which runtime.
+        answer: Gives a graph's logits for crops, in that runtime.
 
     Attributes:
         tried: Agreement of every candidate so far.
     """
 
-    def __init__(self, calibration: Calibration, form: Form) -> None:
-        self.calibration, self.form = calibration, form
+    def __init__(
+        self, calibration: Calibration, form: Form, answer: Callable[[onnx.ModelProto, Crops], Logits]
+    ) -> None:
+        self.calibration, self.form, self._answer = calibration, form, answer
         self.tried: dict[str, Agreement] = {}
+        self._everywhere = np.arange(len(calibration.labels))
         self._places = _thin(calibration.labels, SEARCH_CROPS)
         self._few = _thin(calibration.labels, NOISE_CROPS)
 
     def best_method(self, methods: Sequence[Method]) -> Method:
         """The method with the highest SQNR of the logits with every layer in int8."""
+        if len(methods) == 1:
+            return methods[0]
+        places = _thin(self.calibration.labels, METHOD_CROPS)
         for method in methods:
             candidate = self.build(method, self.calibration.parts.products)
-            self.tried[method] = self.judge(candidate.model, self._places)
+            self.tried[method] = self.judge(candidate.model, places)
         return max(methods, key=lambda method: self.tried[method].sqnr_db)
 
-    def fit_gate(self, method: Method, gate: Gate) -> Candidate:
-        """Leave as few layers in float as the gate demands, allowing less noise each time it fails."""
-        parts = self.calibration.parts
-        candidate = self.build(method, parts.products)
-        found = self.confirmed(candidate, self.tried[method], gate)
-        if not gate.failures(found):
-            return candidate
-        noise = self.noise(method)
-        # What the layers do together may differ from the sum.
-        together = 10 ** (-found.sqnr_db / 10) / sum(noise.values())
-        target = found.sqnr_db
-        while len(candidate.products) > 1 and gate.failures(found):
-            target = max(gate.min_sqnr_db + _MARGIN_DB, target + _next_step(found, gate))
-            kept = leave_in_float(noise, parts.costs, 10 ** (-target / 10) / together)
-            candidate = self.build(method, [name for name in parts.products if name not in kept])
-            found = self.confirmed(candidate, self.judge(candidate.model, self._places), gate)
-            self.tried[f"{method}, {len(kept)} of {len(parts.products)} in float"] = found
-        return candidate
+    def fit_gate(self, method: Method, gate: Gate) -> tuple[Candidate, Agreement]:
+        """Leave as few layers in float as the gate demands, allowing less noise each time it fails.
 
-    def confirmed(self, candidate: Candidate, found: Agreement, gate: Gate) -> Agreement:
-        """Look at all held-out crops where some of them hold the gate."""
-        everywhere = np.arange(len(self.calibration.labels))
-        if gate.failures(found) or found.crops == len(everywhere):
-            return found
-        return self.judge(candidate.model, everywhere)
+        Returns:
+            The candidate, and its agreement on all held-out crops.
+        """
+        parts = self.calibration.parts
+        candidate, found = self._try(method, (), gate)
+        if gate.failures(found) and len(candidate.products) > 1:
+            noise = self.noise(method)
+            # What the layers do together may differ from the sum.
+            together = 10 ** (-found.sqnr_db / 10) / sum(noise.values())
+            target = found.sqnr_db
+            while len(candidate.products) > 1 and gate.failures(found):
+                target = max(gate.min_sqnr_db + _MARGIN_DB, target + _next_step(found, gate))
+                kept = leave_in_float(noise, parts.costs, 10 ** (-target / 10) / together)
+                candidate, found = self._try(method, kept, gate)
+        if found.crops < len(self._everywhere):
+            found = self.judge(candidate.model, self._everywhere)
+        return candidate, found
+
+    def _try(self, method: Method, kept: Collection[str], gate: Gate) -> tuple[Candidate, Agreement]:
+        """Build with some layers in float, look, and look at all held-out crops where some of them hold the gate."""
+        products = self.calibration.parts.products
+        candidate = self.build(method, [name for name in products if name not in kept])
+        found = self.judge(candidate.model, self._places)
+        if not gate.failures(found) and found.crops < len(self._everywhere):
+            found = self.judge(candidate.model, self._everywhere)
+        self.tried[f"{method}, {len(kept)} of {len(products)} in float"] = found
+        return candidate, found
 
     def noise(self, method: Method) -> dict[str, float]:
         """What each layer alone does to the logits; measured once for all runtimes, for it takes a minute."""
@@ -281,12 +293,8 @@ class Search:
     def judge(self, model: onnx.ModelProto, places: Places) -> Agreement:
         """Compare on the held-out crops at these places."""
         calibration = self.calibration
-        found = self.logits(model, calibration.held[places])
+        found = self._answer(model, calibration.held[places])
         return compare(calibration.logits[places], found, calibration.labels[places])
-
-    def logits(self, model: onnx.ModelProto, crops: Crops) -> Logits:
-        """Logits of a graph in memory."""
-        return logits_of(model, crops, threads=self.calibration.threads)
 
     def result(
         self, path: Path, method: str, chosen: Candidate, agreement: Agreement, ratio: float, gate: Gate

@@ -7,7 +7,7 @@ layers is within 1 dB of all at once), so one layer at a time tells what a set o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -19,6 +19,9 @@ from export.agreement import Logits
 from export.drift import sqnr_db
 from export.intermediates import logits_of
 from pipeline.runtime import Crops
+
+NOISE_CROPS: Final = 10
+"""Crops on which every layer is tried by itself."""
 
 
 def noise_of_each(

@@ -1,4 +1,4 @@
-"""The demo's whole road on the real clips, with epochs of seconds."""
+"""The demo's whole road on the real clips, with epochs of seconds, and `make export` of what it trained."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from export.parity_report import read_parity
+from pipeline.bundle import open_bundle
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
     "epochs=1", "draws_per_face=1", "val_draws=1", "image_size=64", "teacher_image_size=64", "batch_size=16",
@@ -17,19 +20,35 @@ SMALL = (
 )  # fmt: skip
 
 
-@pytest.mark.slow
-def test_demo_goes_from_clips_to_the_table_of_three(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "stillface.py"), "demo", "--out", str(tmp_path / "demo")]
-    for setting in SMALL:
-        command += ["--set", setting]
-    done = subprocess.run(
+FORMATS = {"onnx", "onnx-fp16", "onnx-int8", "openvino", "openvino-int8", "tensorrt-rtx"}
+"""All that can be made without a GPU."""
+
+
+def in_checkout(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a person would, on the code of this checkout."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return subprocess.run(
         command,
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=900,
         check=False,
-        env={**os.environ, "COLUMNS": "200"},
+        env={**os.environ, "COLUMNS": "200", "PYTHONPATH": path},
+    )
+
+
+@pytest.mark.slow
+def test_demo_goes_from_clips_to_the_table_of_three_and_to_a_bundle(tmp_path: Path) -> None:
+    # One test, for the bundle needs the demo's minutes of training.
+    check_demo(tmp_path)
+    check_export(tmp_path)
+
+
+def check_demo(tmp_path: Path) -> None:
+    settings = [part for setting in SMALL for part in ("--set", setting)]
+    done = in_checkout(
+        sys.executable, str(ROOT / "stillface.py"), "demo", "--out", str(tmp_path / "demo"), *settings
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Two actors prove that the road works" in done.stdout
@@ -47,6 +66,46 @@ def test_demo_goes_from_clips_to_the_table_of_three(tmp_path: Path) -> None:
         (run,) = (tmp_path / "demo" / "runs").glob(f"{stage}_*")
         assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
         assert (tmp_path / "demo" / f"{stage}_report" / "roc.png").is_file()
+
+
+def check_export(tmp_path: Path) -> None:
+    """Each format is proven, or put away with its reason; the exit code says which."""
+    out = tmp_path / "bundle"
+    done = in_checkout(
+        "make", "--old-file=.venv/.ready", "export",
+        f"BIN={Path(sys.executable).parent}",
+        f"CHECKPOINT={tmp_path}/demo/runs/stage2_*/weights/BEST.pth",
+        f"CALIBRATION={tmp_path}/demo/data",
+        f"BUNDLE={out}",
+        "ARGS=--images 100 --threads 2",
+    )  # fmt: skip
+    assert "Warning" not in done.stderr, done.stderr[-2000:]
+    bundle, report = open_bundle(out), read_parity(out)
+    verdicts = {item.name: item for item in report.artefacts}
+    assert set(verdicts) == FORMATS
+    broken = [name for name, item in verdicts.items() if item.verdict == "broken"]
+    # make answers 2 to any failure and says which it was
+    assert done.returncode == (2 if broken else 0), done.stderr[-2000:]
+    assert ("Error 3" in done.stderr) == bool(broken)
+
+    manifest = bundle.manifest
+    proven = {item.name for item in manifest.artefacts}
+    rejected = {item.name: item.reason for item in manifest.rejected}
+    unproven = {item.name: item.reason for item in manifest.unproven}
+    assert sorted([*proven, *rejected, *unproven]) == sorted(FORMATS)
+    assert {"onnx", "openvino"} <= proven
+    for name, item in verdicts.items():
+        if item.verdict == "passed":
+            assert bundle.artefact(name).parity.passed
+        elif item.verdict == "unproven":
+            assert (out / "unproven" / name).is_dir()
+            assert unproven[name]
+        else:
+            assert item.reason
+            assert item.reason in rejected[name]
+            assert (out / "rejected" / name / "report.json").is_file()
+            assert rejected[name].startswith("not worth it") == (item.verdict == "not worth it")
+    assert {path.name for path in (out / "artefacts").iterdir()} == proven
 
 
 def test_demo_splits_by_identity() -> None:

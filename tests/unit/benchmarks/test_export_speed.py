@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -46,6 +49,23 @@ def test_a_race_runs_everyone_equally_often_and_tells_slow_from_fast() -> None:
     assert runs == {"slow": 6, "fast": 6}
     found = ratio(raced.wall["slow"], raced.wall["fast"])
     assert 2 < found.low <= found.median <= found.high
+
+
+def test_a_race_knows_how_busy_others_kept_the_machine() -> None:
+    busy = "import time; end = time.time() + 20\nwhile time.time() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", busy]) as other:
+        try:
+            time.sleep(0.5)
+            raced = race({"idle": lambda: time.sleep(0.1)}, 10)
+        finally:
+            other.kill()
+    assert raced.others > 0.3 / (os.cpu_count() or 1)
+
+
+def test_a_table_says_so_when_the_machine_was_busy() -> None:
+    result = {"ratios": [], "entrants": {"student": {"seconds": {"onnx": 1.0}}}, "others": 0.4}
+    assert "Other programs took 40% of the machine" in markdown(result)
+    assert "Other programs" not in markdown({**result, "others": 0.02})
 
 
 def test_a_ratio_is_the_median_over_rounds() -> None:

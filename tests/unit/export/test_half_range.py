@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from export.build import Ingredients, build
+from export.formats import FORMATS
 from export.half_range import HALF_MAX, find_peak
 from pipeline.errors import InputError
 from tests.unit.export.detectors import random_crops, random_detector
@@ -59,3 +63,14 @@ def test_the_network_is_left_alone(detector: Detector) -> None:
     crops = np.zeros((1, 64, 64, 3), np.uint8)
     find_peak(detector, crops)
     assert not any(module._forward_hooks for module in detector.modules())
+
+
+@pytest.mark.parametrize("name", ["onnx-fp16", "tensorrt-rtx"])
+def test_no_format_in_float16_is_made_of_a_network_that_leaves_it(
+    detector: Detector, tmp_path: Path, name: str
+) -> None:
+    with torch.no_grad():
+        detector.backbone.stages[1][0].conv3_1x1.bn.weight.mul_(1e6)
+    ingredients = Ingredients(detector, tmp_path, {}, gather_ranges=lambda: pytest.fail("needs no ranges"))
+    with pytest.raises(InputError, match="cannot be exported in fp16"):
+        build(FORMATS[name], ingredients)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,17 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from export.activation_ranges import METHODS, SILU_FLOOR, Observed, choose_ranges
+from export.activation_ranges import (
+    METHODS,
+    SAMPLES_PER_CROP,
+    SILU_FLOOR,
+    Observed,
+    choose_ranges,
+    observe,
+)
 from export.agreement import Agreement, Gate, compare
 from export.int8 import Calibration, Candidate, Search, calibrate, quantise_onnx
+from export.intermediates import logits_of, tensor_values
 from export.qdq import examine
 from export.sensitivity import leave_in_float
 from pipeline.errors import InputError
@@ -62,7 +71,7 @@ def test_a_planted_outlier_is_found_and_left_in_float(graph: Path, tmp_path: Pat
     calibration = calibrate(tmp_path / "planted.onnx", crops, labels, threads=1)
     original = calibrate(graph, crops, labels, threads=1)
     np.testing.assert_allclose(calibration.logits, original.logits, atol=1e-3)
-    noise = Search(calibration, "onnxruntime").noise("minmax")
+    noise = Search(calibration, "onnxruntime", partial(logits_of, threads=1)).noise("minmax")
     assert max(noise, key=lambda name: noise[name]) == planted
     result = quantise_onnx(calibration, tmp_path / "int8.onnx", methods=("minmax",), gate=Gate(18, 0.05, 0.1))
     assert planted in result.kept_float
@@ -106,7 +115,7 @@ def test_without_byte_dot_products_weights_keep_to_seven_bits(graph: Path, tmp_p
 
 
 def test_a_graph_that_is_not_faster_is_not_worth_it(calibration: Calibration, tmp_path: Path) -> None:
-    search = Search(calibration, "onnxruntime")
+    search = Search(calibration, "onnxruntime", partial(logits_of, threads=1))
     chosen = Candidate(onnx.ModelProto(), calibration.parts.products)
     good = Agreement(sqnr_db=40, delta_auc=0, flips=0, crops=100)
     slow = search.result(tmp_path, "minmax", chosen, good, 0.98, Gate())
@@ -165,6 +174,28 @@ def test_ranges_by_each_method() -> None:
     assert choose_ranges({"x": values}, "minmax", {"x"})["x"] == (SILU_FLOOR, 60.0)
     constant = Observed(2.0, 2.0, np.full(10, 2, np.float32))
     assert choose_ranges({"x": constant}, "mse")["x"] == (2.0, 2.0)
+
+
+def test_ranges_of_values_of_one_sign_are_found_in_silence() -> None:
+    values = np.random.default_rng(0).normal(5, 1, 20_000).astype(np.float32)
+    for sign in (1, -1):
+        observed = Observed(float((sign * values).min()), float((sign * values).max()), sign * values)
+        for method in METHODS:
+            with np.errstate(all="raise"):
+                low, high = choose_ranges({"x": observed}, method)["x"]
+            assert low < sign * 5 < high, method
+
+
+def test_observing_sees_every_value_of_every_crop(calibration: Calibration) -> None:
+    names = calibration.parts.tensors
+    crops = calibration.held[:3]
+    seen = observe(calibration.prepared, names, crops, threads=1)
+    values = list(tensor_values(calibration.prepared, names, crops, batch=1, threads=1))
+    for name in names:
+        whole = np.stack([found[name][0].ravel() for found in values])
+        step = max(1, whole.shape[1] // SAMPLES_PER_CROP) | 1
+        assert (seen[name].low, seen[name].high) == (whole.min(), whole.max())
+        np.testing.assert_array_equal(seen[name].samples, whole[:, ::step].ravel())
 
 
 def test_layers_left_in_float_are_the_cheapest_that_suffice() -> None:

@@ -24,6 +24,20 @@ def test_the_method_with_the_best_logits_is_taken(half: bool) -> None:
     assert "10 crops" in chosen.notes[1]
 
 
+def test_what_disturbs_the_logits_most_stays_in_float() -> None:
+    model, crops = draw_graph(), drawn_crops(10)
+    every = quantise(model, crops, threads=1, min_sqnr_db=-200)
+    assert every.kept_float == ()
+    assert every.sqnr_db == every.sqnr[every.method]
+    fewer = quantise(model, crops, threads=1, min_sqnr_db=every.sqnr_db + 0.5)
+    assert len(fewer.kept_float) == 1
+    assert {*fewer.kept_float, *fewer.convolutions} == set(every.convolutions)
+    assert fewer.sqnr_db > every.sqnr_db + 0.5
+    assert fewer.kept_float[0] in fewer.notes[2]
+    never = quantise(model, crops, threads=1, min_sqnr_db=200)
+    assert len(never.convolutions) == 1
+
+
 def test_without_crops_there_are_no_ranges() -> None:
     with pytest.raises(InputError, match="int8 ranges need crops"):
         quantise(draw_graph(), np.zeros((0, 32, 32, 3), np.uint8))
