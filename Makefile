@@ -5,10 +5,11 @@ BIN := .venv/bin
 CHECKPOINT ?= output/demo/runs/stage2_*/weights/BEST.pth
 CALIBRATION ?= output/demo/data
 BUNDLE ?= output/bundle
+BASE ?= HEAD
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu check format train-teacher train-stage1 train-stage2 stage1 stage2 export parity serve bench-selfblend bench-train-step bench-serve
+.PHONY: help setup demo test test-fast test-gpu check format train-teacher train-stage1 train-stage2 stage1 stage2 export parity serve bench bench-gpu bench-pytest bench-compare bench-selfblend bench-train-step bench-serve
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -59,6 +60,21 @@ check: .venv/.ready ## lint, format, types, import rules, spelling, generated fi
 
 format: .venv/.ready ## put the code into its one format
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: .venv/.ready ## the teacher-versus-student table in every runtime, under 20 minutes (ARGS="--stage2 PATH ...")
+	$(BIN)/python -m benchmarks table $(ARGS)
+
+bench-gpu: .venv/.ready ## the same in the ways of a GPU; what is missing is marked (ARGS=)
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
+bench-pytest: .venv/.ready ## single crops as a pytest-benchmark suite: JSON, comparison with the last run, histogram
+	mkdir -p output/bench-pytest
+	$(BIN)/pytest benchmarks -p no:xdist --benchmark-storage=file://output/bench-pytest --benchmark-autosave \
+	  --benchmark-compare --benchmark-histogram=output/bench-pytest/histogram \
+	  --benchmark-json=output/bench-pytest/latest.json $(ARGS)
+
+bench-compare: .venv/.ready ## is this checkout slower than another revision? exit code 1 if so (BASE=, ARGS=)
+	$(BIN)/python -m benchmarks compare $(BASE) $(ARGS)
 
 bench-selfblend: .venv/.ready ## milliseconds per self-blended pair, by stage
 	$(BIN)/python -m benchmarks selfblend $(ARGS)

@@ -1,9 +1,10 @@
-"""The one command-line door: `stillface prepare|train|evaluate|export|serve|…` forwards to the packages' own."""
+"""The one command-line door: `stillface prepare|train|evaluate|export|serve|bench|…` forwards to the packages' own."""
 
 from __future__ import annotations
 
 import typer
 
+from benchmarks.__main__ import app as benchmarks_app
 from export.__main__ import app as export_app
 from pipeline.errors import run_command
 from serving.__main__ import app as serving_app
@@ -17,6 +18,7 @@ app = typer.Typer(
 app.add_typer(training_app)
 app.add_typer(export_app)
 app.add_typer(serving_app)
+app.add_typer(benchmarks_app, name="bench")
 
 
 def main() -> None:

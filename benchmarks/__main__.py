@@ -1,4 +1,4 @@
-"""The front door: `python -m benchmarks selfblend|train-step|export|serve` prints lines and writes JSON."""
+"""The front door: `python -m benchmarks table|selfblend|train-step|export|serve|…` prints lines and writes JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,121 @@ from pipeline.storage import write_whole
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Measure speed and memory.")
 
+Checkpoint = Annotated[Path | None, typer.Option(help="Weights file; by default random weights.")]
+Networks = Annotated[list[str], typer.Argument(help="NAME@SIZE of timm, or a checkpoint; several.")]
+Ways = Annotated[
+    list[str] | None, typer.Option("--way", help="Only this way to run networks; may be given again.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Of every runtime; by default all cores.")]
 Out = Annotated[Path | None, typer.Option(help="JSON file to write the result to.")]
+
+
+@app.command()
+def table(
+    teacher: Checkpoint = None,
+    stage1: Checkpoint = None,
+    stage2: Checkpoint = None,
+    demo_teacher: Checkpoint = None,
+    demo_stage1: Checkpoint = None,
+    demo_stage2: Checkpoint = None,
+    rival: Annotated[
+        list[str] | None, typer.Option(help="NAME@SIZE, any name of timm; may be given again.")
+    ] = None,
+    way: Ways = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="The ways of a GPU instead of the CPU's.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Small networks, a minute or two.")] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of every runtime; by default all cores.")
+    ] = None,
+    config: Annotated[Path, typer.Option(help="Settings whose training steps are measured.")] = Path(
+        "configs/config_SBI.json"
+    ),
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value of those settings.")] = None,
+    out: Annotated[Path, typer.Option(help="JSON file; Markdown and plots are written beside it.")] = Path(
+        "output/table/table.json"
+    ),
+    against: Annotated[
+        Path | None, typer.Option(help="Another run's JSON: exit code 1 where a ratio does not agree.")
+    ] = None,
+) -> None:
+    """The teacher-versus-student table: parameters, AUC, speed, memory, in every runtime of this machine."""
+    from benchmarks.table_command import Choice, run_table
+
+    given = {
+        "teacher": teacher,
+        "stage1": stage1,
+        "stage2": stage2,
+        "demo-teacher": demo_teacher,
+        "demo-stage1": demo_stage1,
+        "demo-stage2": demo_stage2,
+    }
+    choice = Choice(
+        checkpoints={role: path for role, path in given.items() if path is not None},
+        rivals=rival,
+        ways=way,
+        gpu=gpu,
+        quick=quick,
+        threads=threads,
+        config=config,
+        overrides=set_ or (),
+        out=out,
+        against=against,
+    )
+    if not run_table(choice):
+        raise typer.Exit(1)
+
+
+@app.command()
+def latency(
+    network: Networks,
+    way: Ways = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds.")] = 12,
+    threads: Threads = None,
+) -> None:
+    """Milliseconds per crop and crops per second of any networks, in turns."""
+    from benchmarks.table_command import run_networks
+
+    typer.echo(run_networks(network, way, rounds, threads, show="rows"))
+
+
+@app.command()
+def memory(network: Networks, way: Ways = None, threads: Threads = None) -> None:
+    """Memory that any networks take, each in a fresh process."""
+    from benchmarks.table_command import run_networks
+
+    typer.echo(run_networks(network, way, 2, threads, show="memory"))
+
+
+@app.command()
+def compare(
+    base: Annotated[str, typer.Argument(help="Revision to compare with.")] = "HEAD",
+    way: Ways = None,
+    rounds: Annotated[int, typer.Option(min=5, help="Rounds, in which both are asked once.")] = 20,
+    threshold: Annotated[float, typer.Option(min=0, help="Share of slowdown that is let pass.")] = 0.05,
+    clock: Annotated[Literal["wall", "processor"], typer.Option(help="Which time is judged.")] = "wall",
+) -> None:
+    """Whether this checkout is slower than another revision: exit code 1 if so."""
+    from benchmarks.table_command import run_compare
+
+    if not run_compare(base, way, rounds, threshold, clock):
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    result: Annotated[Path, typer.Argument(help="JSON of `bench table`.")],
+    teacher: Checkpoint = None,
+    stage1: Checkpoint = None,
+    stage2: Checkpoint = None,
+) -> None:
+    """Whether a table tells the truth of its networks and of these checkpoints."""
+    from benchmarks.table_check import differences
+    from benchmarks.table_result import read_table
+
+    given = {"teacher": teacher, "stage1": stage1, "stage2": stage2}
+    lines = differences(read_table(result), {role: path for role, path in given.items() if path is not None})
+    if lines:
+        raise InputError(f"{result} does not tell the truth: {'; '.join(lines)}")
 
 
 @app.command()

@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.interleaved import Race, race, ratio
 from benchmarks.machine import environment
+from benchmarks.making import noise, random_detector
 from export.agreement import Gate, Labels
 from export.graph import ExportGraph
 from export.int8 import Calibration, Int8Result, calibrate, quantise_onnx
@@ -31,7 +32,7 @@ from pipeline.runtime import Crops
 from pipeline.runtime_onnx import OnnxRuntime
 from pipeline.runtime_openvino import OpenVinoRuntime
 from training.checkpoint import load_detector
-from training.networks import Detector, NetworkSpec, build_from_spec
+from training.networks import Detector, NetworkSpec
 from training.run_folder import version_of
 
 STUDENT: Final = NetworkSpec(name="mobilevitv2_200", image_size=256)
@@ -237,27 +238,11 @@ def _other_forms(detector: Detector, threads: int, folder: Path) -> dict[str, An
     return runtimes
 
 
-@torch.no_grad()
-def random_detector(spec: NetworkSpec, seed: int = 0) -> Detector:
-    """A network with random weights whose activations have the size of a trained one's."""
-    torch.manual_seed(seed)
-    detector = build_from_spec(spec).train()
-    for module in detector.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0
-    detector(torch.from_numpy(_noise(4, spec.image_size)))
-    return detector.eval()
-
-
 def _crops(data: Path | None, size: int, images: int) -> tuple[Crops, Labels]:
     if data is None:
-        return _noise(images, size), np.arange(images) % 2
+        return noise(images, size), np.arange(images) % 2
     found = gather(data, size, images=images)
     return found.crops, found.labels
-
-
-def _noise(count: int, size: int) -> Crops:
-    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
 def _result(

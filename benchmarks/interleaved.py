@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,7 @@ class Race:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times longer one contestant took than another.
+    """How many times longer one contestant took than another, or another figure with its interval.
 
     Attributes:
         median: Of the rounds' ratios.
@@ -88,7 +88,42 @@ def _spent() -> tuple[float, float, float]:
 def ratio(slower: Seconds, faster: Seconds, *, seed: int = 0) -> Ratio:
     """Median of `slower / faster` over the rounds, and how sure it is."""
     ratios = slower / faster
-    rng = np.random.default_rng(seed)
-    drawn = ratios[rng.integers(0, len(ratios), (_RESAMPLES, len(ratios)))]
-    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
+    low, high = np.quantile(_medians(ratios, np.random.default_rng(seed)), (0.025, 0.975))
     return Ratio(float(np.median(ratios)), float(low), float(high))
+
+
+def ratio_across(
+    slower: Seconds, slower_anchor: Seconds, faster: Seconds, faster_anchor: Seconds, *, seed: int = 0
+) -> Ratio:
+    """As `ratio`, of two that ran at different times, each in turns with the same anchor.
+
+    What the machine did between the two falls on the anchor alike, so it is divided by that.
+    """
+    rng = np.random.default_rng(seed)
+    first, second = slower / slower_anchor, faster / faster_anchor
+    low, high = np.quantile(_medians(first, rng) / _medians(second, rng), (0.025, 0.975))
+    return Ratio(float(np.median(first) / np.median(second)), float(low), float(high))
+
+
+def quantile(rounds: Sequence[Sequence[float]], share: float, *, seed: int = 0) -> Ratio:
+    """A quantile of all samples, with the 95 % interval of drawing whole rounds again: one round's samples are alike.
+
+    Args:
+        rounds: Samples of each round.
+        share: 0.5 for the median.
+        seed: Of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    parts = [np.asarray(part, np.float64) for part in rounds]
+    found = [
+        np.quantile(np.concatenate([parts[place] for place in drawn]), share)
+        for drawn in rng.integers(0, len(parts), (_RESAMPLES // 4, len(parts)))
+    ]
+    low, high = np.quantile(found, (0.025, 0.975))
+    return Ratio(float(np.quantile(np.concatenate(parts), share)), float(low), float(high))
+
+
+def _medians(values: Seconds, rng: np.random.Generator) -> Seconds:
+    drawn = values[rng.integers(0, len(values), (_RESAMPLES, len(values)))]
+    medians: Seconds = np.median(drawn, axis=1)
+    return medians

@@ -9,29 +9,38 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from export.machine import examine_gpu, examine_processor
 from training.run_folder import git_revision, version_of
 
-PACKAGES = ("numpy", "opencv-python-headless", "torch", "timm")
+PACKAGES = (
+    "numpy",
+    "opencv-python-headless",
+    "torch",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "tensorrt",
+    "torch-tensorrt",
+)
+_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def environment() -> dict[str, Any]:
-    """Command, machine, processor, its load, versions and git revision, JSON-able."""
+    """Command, machine, processor, GPU, its load, versions and git revision, JSON-able."""
+    processor = examine_processor()
+    gpu, no_gpu = examine_gpu()
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "git": git_revision(),
         "machine": platform.platform(),
-        "processor": processor(),
-        "cores": os.cpu_count(),
+        "processor": processor.name,
+        "cores": processor.cores,
+        "flags": list(processor.flags),
+        "governor": _GOVERNOR.read_text().strip() if _GOVERNOR.is_file() else "not told",
+        "memory_mib": None if processor.memory is None else processor.memory >> 20,
+        "gpu": gpu.model_dump(mode="json") if gpu else no_gpu,
         "load_average": round(os.getloadavg()[0], 2),
         "versions": {"python": platform.python_version(), **{name: version_of(name) for name in PACKAGES}},
     }
-
-
-def processor() -> str:
-    """The processor's name; Linux tells it in /proc, other systems through platform."""
-    listing = Path("/proc/cpuinfo")
-    if listing.is_file():
-        for line in listing.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

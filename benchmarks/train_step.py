@@ -64,12 +64,12 @@ def run(
         config, stage, [*overrides, "epochs=1", "log_every_steps=5", "sam_start_fraction=0"]
     )
     with tempfile.TemporaryDirectory() as scratch, start_runtime(settings) as runtime:
-        run = _build(stage, settings, runtime, Path(scratch), steps)
+        run = build_run(stage, settings, runtime, Path(scratch), steps)
         batches = list(run.loader)
         in_memory = replace(run, loader=batches)
         with RunLog.open(Path(scratch) / "log") as run.log:
             in_memory.log = run.log
-            pairs = [(_loop_ms(in_memory), _bare_ms(run, batches)) for _ in range(rounds + 1)][1:]
+            pairs = [(loop_ms(in_memory), _bare_ms(run, batches)) for _ in range(rounds + 1)][1:]
             waits = [_wait_share(run) for _ in range(2)][-1]
     loop, bare = np.array(pairs).T
     ratios = loop / bare
@@ -110,7 +110,8 @@ def ratio_text(result: dict[str, Any]) -> str:
     return f"{ratio['median']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f})"
 
 
-def _build(stage: Stage, settings: Settings, runtime: Runtime, scratch: Path, steps: int) -> Run:
+def build_run(stage: Stage, settings: Settings, runtime: Runtime, scratch: Path, steps: int) -> Run:
+    """A run of so many steps on drawn faces, standing at its first one."""
     faces = _repeated(drawn_faces(scratch), steps * settings.batch_size // 2)
     settings = settings.model_copy(update={"draws_per_face": 1})
     networks = build_networks(stage, settings, runtime)
@@ -123,7 +124,7 @@ def _repeated(faces: Sequence[FaceRecord], count: int) -> list[FaceRecord]:
     return [faces[index % len(faces)] for index in range(count)]
 
 
-def _loop_ms(run: Run) -> float:
+def loop_ms(run: Run) -> float:
     """Milliseconds per step of the real loop over batches held in memory."""
     run.position.epoch = run.position.batch = run.position.step = 0
     start = time.perf_counter()

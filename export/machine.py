@@ -125,19 +125,20 @@ class Machine(_Model):
 
 def examine_machine() -> Machine:
     """Look at processor, GPU and libraries; each library is really loaded, which takes seconds."""
-    gpu, no_gpu = _gpu()
+    gpu, no_gpu = examine_gpu()
     packages = [_package(*names) for names in _PACKAGES] + [_library(name) for name in _LIBRARIES]
     return Machine(
         python=sys.version.split()[0],
         platform=this_platform(),
-        processor=_processor(),
+        processor=examine_processor(),
         gpu=gpu,
         no_gpu=no_gpu,
         packages={package.name: package for package in packages},
     )
 
 
-def _gpu() -> tuple[Gpu | None, str | None]:
+def examine_gpu() -> tuple[Gpu | None, str | None]:
+    """The first GPU, or why there is none."""
     try:
         device = find_device()
     except InputError as error:
@@ -164,7 +165,8 @@ def _driver() -> str | None:
     return done.stdout.strip().partition("\n")[0] or None
 
 
-def _processor() -> Processor:
+def examine_processor() -> Processor:
+    """The processor; Linux tells it in /proc, other systems through platform."""
     name, flags = platform.processor() or platform.machine(), frozenset[str]()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
