@@ -32,7 +32,7 @@ def environment() -> dict[str, Any]:
     processor = examine_processor()
     gpu, no_gpu = examine_gpu()
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "git": git_revision(),
         "machine": platform.platform(),
         "processor": processor.name,
@@ -44,3 +44,13 @@ def environment() -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 2),
         "versions": {"python": platform.python_version(), **{name: version_of(name) for name in PACKAGES}},
     }
+
+
+def _command() -> str:
+    """As a person would type it; of absolute paths only the last part, for the rest is nobody's business."""
+    program = Path(sys.argv[0])
+    module = program.parent.name if program.stem == "__main__" else f"{program.parent.name}.{program.stem}"
+    start = ["python", "-m", module] if program.suffix == ".py" else [program.name]
+    return shlex.join(
+        [*start, *(Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])]
+    )
