@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.interleaved import Race, race, ratio
 from benchmarks.machine import environment
-from benchmarks.making import noise, random_detector
-from export.agreement import Gate, Labels
+from benchmarks.making import ANYTHING, noise, random_detector
+from export.agreement import Labels
 from export.graph import ExportGraph
 from export.int8 import Calibration, Int8Result, calibrate, quantise_onnx
 from export.labelled_crops import gather
@@ -37,8 +37,6 @@ from training.run_folder import version_of
 
 STUDENT: Final = NetworkSpec(name="mobilevitv2_200", image_size=256)
 TEACHER: Final = NetworkSpec(name="tf_efficientnet_b4", image_size=380)
-_ANYTHING: Final = Gate(min_sqnr_db=-np.inf, max_delta_auc=np.inf, max_flips=np.inf)
-"""Random weights decide nothing, so there is no decision for int8 to keep."""
 
 QUIET: Final = 0.05
 """Share of the machine that other programs may take before a table says so."""
@@ -216,7 +214,7 @@ def _formats(
 
 def _quantise(by: Any, calibration: Calibration, out: Path, random: bool) -> Int8Result:
     made: Int8Result = (
-        by(calibration, out, methods=("minmax",), gate=_ANYTHING) if random else by(calibration, out)
+        by(calibration, out, methods=("minmax",), gate=ANYTHING) if random else by(calibration, out)
     )
     return made
 

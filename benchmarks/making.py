@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.network_cost import cost_of
 from benchmarks.ways import WAYS
+from export.agreement import Gate
 from pipeline.errors import InputError
 from pipeline.runtime import Crops
 from training.backbones import published_settings
@@ -21,6 +22,8 @@ from training.networks import Detector, NetworkSpec, build_from_spec
 
 RANDOM: Final = "random"
 """Stage of a checkpoint that was never trained."""
+ANYTHING: Final = Gate(min_sqnr_db=-np.inf, max_delta_auc=np.inf, max_flips=np.inf)
+"""Noise decides nothing, so there is no decision for int8 to keep."""
 _RANGING_CROPS: Final = 8
 
 
@@ -150,22 +153,21 @@ def _onnx(making: Making) -> Path:
     return write_onnx(making.detector, making.path("full.onnx"))
 
 
-def _int8(making: Making, form: Any, name: str) -> Path:
-    from export.int8 import Search, calibrate
+def _calibration(making: Making) -> Any:
+    from export.int8 import calibrate
 
     if not making.calibrated:
         crops = making.crops
         labels = np.arange(len(crops)) % 2
         making.calibrated.append(calibrate(Path(making.files["onnx"]), crops, labels, threads=making.threads))
-    calibration = making.calibrated[0]
-    graph = Search(calibration, form).build("minmax", calibration.parts.products).model
-    path = making.path(name)
-    path.write_bytes(graph.SerializeToString(deterministic=True))
-    return path
+    return making.calibrated[0]
 
 
 def _onnx_int8(making: Making) -> Path:
-    return _int8(making, "onnxruntime", "int8.onnx")
+    from export.int8 import quantise_onnx
+
+    path = making.path("int8.onnx")
+    return quantise_onnx(_calibration(making), path, methods=("minmax",), gate=ANYTHING).path
 
 
 def _openvino(making: Making) -> Path:
@@ -175,9 +177,10 @@ def _openvino(making: Making) -> Path:
 
 
 def _openvino_int8(making: Making) -> Path:
-    from export.openvino_formats import write_openvino
+    from export.openvino_formats import quantise_openvino
 
-    return write_openvino(_int8(making, "openvino", "int8-openvino.onnx"), making.path("int8.xml"))[0]
+    path = making.path("int8.xml")
+    return quantise_openvino(_calibration(making), path, methods=("minmax",), gate=ANYTHING).path
 
 
 def _tensorrt(making: Making) -> Path:
