@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import train_step
+from benchmarks.table_markdown import full, summary
+from benchmarks.table_result import read_table
 from pipeline.errors import InputError
 from pipeline.storage import write_whole
 from training.demo import CAVEAT
@@ -15,6 +17,7 @@ from training.evaluation_report import EvaluationReport, compare
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+TABLE = "table.json"
 
 
 def update(readme: Path = ROOT / "README.md", results: Path = RESULTS, *, check: bool = False) -> bool:
@@ -26,14 +29,18 @@ def update(readme: Path = ROOT / "README.md", results: Path = RESULTS, *, check:
         check: Only look.
 
     Raises:
-        InputError: a result file or a marker is missing.
+        InputError: a result file or a marker is missing, or another version wrote it.
     """
     old = new = readme.read_text(encoding="utf-8")
-    for name, text in (("demo", demo_table(results)), ("speed", speed_table(results))):
-        new = _between(new, name, text)
-    if new != old and not check:
-        write_whole(readme, new.encode())
-    return new == old
+    tables = (("demo", demo_table), ("table", teacher_table), ("speed", speed_table))
+    for name, text_of in tables:
+        new = _between(new, name, text_of(results))
+    pages = {readme: (old, new), **_page(results)}
+    stale = {path: text for path, (before, text) in pages.items() if before != text}
+    if not check:
+        for path, text in stale.items():
+            write_whole(path, text.encode())
+    return not stale
 
 
 def demo_table(results: Path) -> str:
@@ -43,6 +50,22 @@ def demo_table(results: Path) -> str:
     return (
         f"{compare(reports)}\n\n{CAVEAT} (`{result['command']}`, {result['seconds'] / 60:.0f} minutes on "
         f"{result['platform']}; [result file](benchmarks/results/demo.json))"
+    )
+
+
+def teacher_table(results: Path) -> str:
+    """Teacher against student in every runtime: the table of `make bench`, and its pictures."""
+    if not (results / TABLE).is_file():
+        return f"Not measured yet: `make bench ARGS='--out benchmarks/results/{TABLE}'`, on a quiet machine."
+    table = read_table(results / TABLE)
+    pictures = "\n\n".join(
+        f"![{text}](benchmarks/results/table-{name}.png)"
+        for name, text in _PICTURES.items()
+        if (results / f"table-{name}.png").is_file()
+    )
+    return (
+        f"{summary(table)}\n\nIntervals, memory, throughput, end to end, training and what could not be measured: "
+        f"[benchmarks/results/table.md](benchmarks/results/table.md).\n\n{pictures}"
     )
 
 
@@ -64,6 +87,25 @@ def speed_table(results: Path) -> str:
             f"waiting for {step['settings']['workers']} loader process(es) | `python -m benchmarks train-step` |",
         )
     )
+
+
+def _page(results: Path) -> dict[Path, tuple[str, str]]:
+    """The page of the whole table as it stands and as it should be."""
+    if not (results / TABLE).is_file():
+        return {}
+    page = (results / TABLE).with_suffix(".md")
+    return {
+        page: (page.read_text(encoding="utf-8") if page.is_file() else "", full(read_table(results / TABLE)))
+    }
+
+
+_PICTURES = {
+    "ratios": "How many times faster the student is than the teacher, by runtime and precision",
+    "frontier": "Time per crop against arithmetic and AUC, with rivals",
+    "throughput": "Crops per second by batch size",
+    "memory": "Memory while single crops are answered",
+    "stages": "Where the time goes between a picture's bytes and the verdict",
+}
 
 
 def _read(path: Path) -> dict[str, Any]:

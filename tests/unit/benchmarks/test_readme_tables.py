@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.machine import environment
 from benchmarks.readme import RESULTS, ROOT, update
+from benchmarks.table_result import Interval, Network, Row, Table
 from pipeline.errors import InputError
 
 
@@ -37,3 +39,29 @@ def test_a_missing_result_or_marker_is_named(tmp_path: Path) -> None:
         update(readme)
     with pytest.raises(InputError, match=r"demo\.json"):
         update(ROOT / "README.md", tmp_path, check=True)
+
+
+def test_a_stale_page_of_the_whole_table_is_noticed(tmp_path: Path) -> None:
+    results, readme = tmp_path / "results", tmp_path / "README.md"
+    shutil.copytree(RESULTS, results)
+    shutil.copy(ROOT / "README.md", readme)
+    (results / "table.json").write_text(small_table().model_dump_json())
+    assert not update(readme, results)
+    assert "0.8125" in readme.read_text()
+    assert update(readme, results, check=True)
+    page = results / "table.md"
+    page.write_text(page.read_text().replace("0.8125", "0.9125"))
+    assert not update(readme, results, check=True)
+
+
+def small_table() -> Table:
+    """A table with one network and one row."""
+    row = Row(
+        network="teacher", way="onnx", label="onnxruntime", samples=3, p50=Interval(value=2, low=1, high=3)
+    )
+    network = Network(
+        key="teacher", title="teacher", group="full", name="test_efficientnet", image_size=64, parameters=1,
+        gmacs=1, mactivations=1, weights="0" * 64, stage="teacher", val_auc=0.8125, bytes={},
+    )  # fmt: skip
+    settings = {"threads": 1, "rounds": 2, "least_calls": 2, "inside": {}}
+    return Table(machine=environment(), settings=settings, seconds=60, networks=(network,), rows=(row,))
