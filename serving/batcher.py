@@ -32,6 +32,7 @@ class BatchPolicy:
         buckets: Batch sizes the network is run with, ascending; other sizes would make a runtime plan and
             allocate anew.
         find_out: Try the sizes at start and keep those that make a crop cheaper.
+        clock: By which they are compared.
         max_wait_s: How long a crop waits for others that were announced.
         capacity: Most crops waiting.
         infer_timeout_s: After this a runtime counts as hung.
@@ -41,6 +42,7 @@ class BatchPolicy:
 
     buckets: tuple[int, ...]
     find_out: bool = False
+    clock: Callable[[], float] = time.perf_counter
     max_wait_s: float = 0.004
     capacity: int = 1024
     infer_timeout_s: float = 30.0
@@ -122,7 +124,7 @@ class Batcher:
         def run(size: int) -> None:
             runtime.run(np.zeros((size, self._size, self._size, 3), np.uint8))
 
-        return paying_buckets(run, self._buckets)
+        return paying_buckets(run, self._buckets, self._policy.clock)
 
     async def close(self) -> None:
         """Stop; what still waits is refused."""

@@ -21,6 +21,7 @@ from serving.schemas import BundleUsed
 from serving.settings import Settings
 
 _HEARTBEATS_PER_WINDOW = 3
+_ON_PROCESSORS = ("onnxruntime", "openvino")
 
 
 class Engine:
@@ -36,6 +37,7 @@ class Engine:
         policy = BatchPolicy(
             buckets=buckets_up_to(min(most, opened.artefact.max_batch or most)),
             find_out=settings.max_batch is None,
+            clock=time.process_time if opened.artefact.runtime in _ON_PROCESSORS else time.perf_counter,
             max_wait_s=settings.max_wait_ms / 1000,
             capacity=settings.max_inflight * settings.max_faces,
             infer_timeout_s=settings.infer_timeout_s,

@@ -65,6 +65,12 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ProtocolError} for status in sorted({*statuses, *common})}
 
 
+def _path(*names: str) -> dict[str, Any]:
+    """The OpenAPI entry of parameters that a route reads by itself, because FastAPI would take too long over them."""
+    entries = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+    return {"parameters": entries}
+
+
 _BODY = {
     "requestBody": {
         "required": True,
@@ -83,18 +89,19 @@ _BODY = {
     summary="Run the network on crops",
     response_model=InferResponse,
     responses=_errors(400, 404, 422, 503),
-    openapi_extra=_BODY,
+    openapi_extra=_BODY | _path("model"),
 )
 @router.post(
     "/models/{model}/versions/{version}/infer",
     response_model=InferResponse,
     responses=_errors(400, 404, 422, 503),
-    openapi_extra=_BODY,
+    openapi_extra=_BODY | _path("model", "version"),
 )
-async def infer(model: str, request: Request, service: Parts, version: str | None = None) -> Response:
+async def infer(request: Request) -> Response:
     """Crops of the bundle's crop rule, uint8 RGB [N, side, side, 3], together with those of other requests."""
+    service, asked_for = await service_of(request), request.path_params
     service.road.images.check()
-    with _engine(service, model, version).use() as engine:
+    with _engine(service, asked_for["model"], asked_for.get("version")).use() as engine:
         body = await request.body()
         known = ["logits", *(["evidence"] if engine.bundle.manifest.network.evidence else [])]
         length = request.headers.get(HEAD_LENGTH)

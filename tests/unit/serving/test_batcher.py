@@ -287,7 +287,7 @@ def test_sizes_that_do_not_pay_are_not_used() -> None:
     async def scene() -> None:
         class Steady(Runtime):
             def run(self, crops: Crops) -> Answer:
-                time.sleep(0.002 * len(crops))
+                time.sleep(0.02 * len(crops))
                 return super().run(crops)
 
         runtime = Steady()

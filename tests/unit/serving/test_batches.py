@@ -36,10 +36,12 @@ def test_padding_reaches_the_next_size() -> None:
     [
         # a call costs the same whatever its size: every size pays
         (4.0, 0.0, (1, 2, 4, 8)),
-        # time grows with the crops: none does
-        (0.0, 2.0, (1,)),
+        # time grows with the crops, and they are slow: none does
+        (0.0, 8.0, (1,)),
+        # time grows with the crops, but so little that the way to the network and back counts
+        (0.0, 1.0, (1, 2, 4, 8)),
         # a call's own cost is soon small beside the crops'
-        (2.0, 6.0, (1, 2)),
+        (1.0, 12.0, (1, 2)),
         # slow networks are not even tried with more
         (30.0, 0.0, (1,)),
     ],
