@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import train_step
+from benchmarks.serve_table import serve_table
 from benchmarks.table_markdown import full, summary
 from benchmarks.table_result import read_table
 from pipeline.errors import InputError
@@ -18,6 +19,7 @@ from training.evaluation_report import EvaluationReport, compare
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 TABLE = "table.json"
+SERVED = ("serve-demo.json", "serve-student.json")
 
 
 def update(readme: Path = ROOT / "README.md", results: Path = RESULTS, *, check: bool = False) -> bool:
@@ -32,7 +34,7 @@ def update(readme: Path = ROOT / "README.md", results: Path = RESULTS, *, check:
         InputError: a result file or a marker is missing, or another version wrote it.
     """
     old = new = readme.read_text(encoding="utf-8")
-    tables = (("demo", demo_table), ("table", teacher_table), ("speed", speed_table))
+    tables = (("demo", demo_table), ("table", teacher_table), ("speed", speed_table), ("serve", served_table))
     for name, text_of in tables:
         new = _between(new, name, text_of(results))
     pages = {readme: (old, new), **_page(results)}
@@ -106,6 +108,11 @@ _PICTURES = {
     "memory": "Memory while single crops are answered",
     "stages": "Where the time goes between a picture's bytes and the verdict",
 }
+
+
+def served_table(results: Path) -> str:
+    """The server's figures, a column for each network."""
+    return serve_table([_read(results / name) for name in SERVED])
 
 
 def _read(path: Path) -> dict[str, Any]:

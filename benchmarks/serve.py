@@ -20,6 +20,7 @@ from pipeline.bundle import open_bundle
 from training.run_folder import version_of
 
 AT_ONCE = 16
+ROADS = ("tensors", "tensors-by-8", "images")
 _RESAMPLES = 2000
 _AT_CAPACITY = 1 / 3
 """Length of the run at capacity, as a share of the overload's."""
@@ -76,7 +77,7 @@ def run(
                     **_at_once(server, other, road, seconds, rounds),
                     "alone": asyncio.run(_alone(server.port, road, alone)),
                 }
-        pictures = bare.roads[1].requests
+        pictures = bare.roads[-1].requests
         if overload_seconds:
             result["overload"] = _overload(server, pictures, overload_seconds)
         if requests:
@@ -95,7 +96,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"ready after {result['seconds_to_ready']} s, {result['memory_mib_at_start']} MiB resident, "
         f"{result['memory_mib_at_end']} MiB at the end",
     ]
-    for name in ("tensors", "images"):
+    for name in ROADS:
         part, alone = result[name], result[name]["alone"]
         lines.append(
             f"{name}: {_percent(part['share_of_bare'])} of the bare road's {part['bare_per_second']:.1f} a second at "
@@ -122,7 +123,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _rival(bundle: Path, bare: Bare, road: Road, wanted: bool) -> Iterator[Process | None]:
-    if not wanted or not has_litserve():
+    if not wanted or not road.rivals or not has_litserve():
         yield None
         return
     other = start_litserve(bundle, bare.artefact, road.name, threads=bare.threads, batch=BATCH)
@@ -146,7 +147,7 @@ def _at_once(
         bare_rates.append((before + road.at_once(seconds / 2)) / 2)
         if other is not None:
             theirs.append(asyncio.run(closed_loop(other.port, road.rivals, AT_ONCE, seconds)))
-    rates = np.array([load.throughput for load in ours])
+    rates = np.array([load.throughput * road.items for load in ours])
     result = {
         "share_of_bare": _interval(rates / bare_rates),
         "bare_per_second": float(np.median(bare_rates)),

@@ -11,6 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.http_load import Request
 from benchmarks.pictures import jpeg_frames
@@ -32,9 +33,10 @@ class Road:
     """One way through the detector.
 
     Attributes:
-        name: "tensors" or "images".
+        name: "tensors", "tensors-by-8" or "images".
         requests: To our server, each with its own right answer.
-        rivals: The same to LitServe.
+        rivals: The same to LitServe; empty where it has nothing like it.
+        items: Crops or pictures in a request.
         one: Does the work of request number i in this process, with nothing around it.
         at_once: Items a second of this process over so many seconds, with as many at once as serves it best.
     """
@@ -42,6 +44,7 @@ class Road:
     name: str
     requests: Sequence[Request]
     rivals: Sequence[Request]
+    items: int
     one: Callable[[int], object]
     at_once: Callable[[float], float]
 
@@ -54,13 +57,13 @@ class Bare:
         artefact: Name of the network's form.
         runtime: What runs it.
         threads: Of runtime and OpenCV: all cores.
-        roads: Tensors and images.
+        roads: All there are, pictures last.
     """
 
     artefact: str
     runtime: Runtime
     threads: int
-    roads: tuple[Road, Road]
+    roads: tuple[Road, ...]
 
 
 def open_bare(bundle: Bundle, artefact: str | None) -> Bare:
@@ -75,22 +78,26 @@ def open_bare(bundle: Bundle, artefact: str | None) -> Bare:
     analyser, runtime = Analyser(bundle), opened.runtime
     pictures = jpeg_frames()
     crops = np.concatenate([analyser.look(read_image(data)).crops[:1] for data in pictures])
+    size = min(BATCH, opened.artefact.max_batch or BATCH)
     roads = (
-        _tensors(crops, runtime, min(BATCH, opened.artefact.max_batch or BATCH)),
+        _tensors(crops, runtime, size, 1),
+        _tensors(crops, runtime, size, len(crops)),
         _images(analyser, runtime, pictures),
     )
     return Bare(opened.artefact.name, runtime, threads, roads)
 
 
-def _tensors(crops: Crops, runtime: Runtime, size: int) -> Road:
+def _tensors(crops: Crops, runtime: Runtime, size: int, items: int) -> Road:
     batch = np.concatenate([crops] * -(-size // len(crops)))[:size]
     logits = runtime.run(crops).logits
-    pairs = list(zip(crops, logits, strict=True))
+    parts = [slice(start, start + items) for start in range(0, len(crops), items)]
+    rivals = [_rival(crop.tobytes(), expected) for crop, expected in zip(crops, logits, strict=True)]
     return Road(
-        "tensors",
-        [_tensor_request(crop, expected) for crop, expected in pairs],
-        [_rival(crop.tobytes(), expected) for crop, expected in pairs],
-        lambda number: runtime.run(crops[number % len(crops)][None]),
+        "tensors" if items == 1 else f"tensors-by-{items}",
+        [_tensor_request(crops[part], logits[part]) for part in parts],
+        rivals if items == 1 else [],
+        items,
+        lambda number: runtime.run(crops[parts[number % len(parts)]]),
         lambda seconds: _rate(lambda _: runtime.run(batch), seconds) * size,
     )
 
@@ -106,6 +113,7 @@ def _images(analyser: Analyser, runtime: Runtime, pictures: Sequence[bytes]) -> 
         "images",
         [_image_request(analyser, runtime, data) for data in pictures],
         rivals,
+        1,
         one,
         lambda seconds: _rate(one, seconds),
     )
@@ -119,16 +127,17 @@ def _rate(work: Callable[[int], object], seconds: float) -> float:
     return count / (time.perf_counter() - started)
 
 
-def _tensor_request(crop: Crops, expected: Any) -> Request:
-    tensor = {"name": "crops", "shape": [1, *crop.shape], "datatype": "UINT8"}
-    parameters = {"parameters": {"binary_data_size": crop.nbytes}}
+def _tensor_request(crops: Crops, expected: NDArray[np.float32]) -> Request:
+    tensor = {"name": "crops", "shape": list(crops.shape), "datatype": "UINT8"}
+    parameters = {"parameters": {"binary_data_size": crops.nbytes}}
     head = json.dumps({"inputs": [{**tensor, **parameters}], "outputs": [{"name": "logits"}]}).encode()
 
     def right(body: bytes) -> bool:
-        return bool(np.allclose(json.loads(body)["outputs"][0]["data"], expected, atol=_TOLERANCE))
+        given = np.array(json.loads(body)["outputs"][0]["data"])
+        return bool(np.allclose(given, expected.ravel(), atol=_TOLERANCE))
 
     headers = {HEAD_LENGTH: str(len(head))}
-    return Request.post("/v2/models/stillface/infer", head + crop.tobytes(), headers, right)
+    return Request.post("/v2/models/stillface/infer", head + crops.tobytes(), headers, right)
 
 
 def _image_request(analyser: Analyser, runtime: Runtime, data: bytes) -> Request:

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.machine import environment
 from benchmarks.readme import RESULTS, ROOT, update
+from benchmarks.serve_table import serve_table
 from benchmarks.table_result import Interval, Network, Row, Table
 from pipeline.errors import InputError
 
@@ -39,6 +40,13 @@ def test_a_missing_result_or_marker_is_named(tmp_path: Path) -> None:
         update(readme)
     with pytest.raises(InputError, match=r"demo\.json"):
         update(ROOT / "README.md", tmp_path, check=True)
+
+
+def test_a_part_that_was_left_out_of_a_run_has_no_figure() -> None:
+    result = json.loads((RESULTS / "serve-demo.json").read_text())
+    del result["growth"], result["overload"]
+    rows = [line for line in serve_table([result]).splitlines() if line.endswith("| - |")]
+    assert len(rows) == 3
 
 
 def test_a_stale_page_of_the_whole_table_is_noticed(tmp_path: Path) -> None:
