@@ -40,6 +40,7 @@ def slowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tree
 
 
+@pytest.mark.slow
 def test_a_planted_fifth_is_found_and_equal_code_is_not(slowed: Path) -> None:
     with Progress() as progress:
         slow, same = compare_trees(

@@ -63,9 +63,9 @@ def test_a_slowdown_of_a_fifth_is_flagged_and_noise_is_not(factor: float, flagge
 
 
 def test_runs_that_do_not_agree_are_told() -> None:
-    def item(low: float, high: float, way: str = "onnx") -> Ratio:
+    def item(low: float, high: float, way: str = "onnx", what: str = "speed") -> Ratio:
         return Ratio(
-            what="speed",
+            what=what,  # type: ignore[arg-type]
             title="t",
             first="a",
             second="b",
@@ -77,6 +77,8 @@ def test_runs_that_do_not_agree_are_told() -> None:
 
     assert disagreements([item(1, 1.2)], [item(1.1, 1.3)]) == []
     assert disagreements([item(1, 1.2)], [item(1.3, 1.5, "torch")]) == []
+    assert disagreements([item(0.6, 0.6, what="memory")], [item(0.65, 0.65, what="memory")]) == []
+    assert disagreements([item(0.6, 0.6, what="memory")], [item(0.7, 0.7, what="memory")])
     (line,) = disagreements([item(1, 1.2)], [item(1.3, 1.5)])
     assert "1.10 (1.00 to 1.20) and 1.40 (1.30 to 1.50)" in line
 
