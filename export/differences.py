@@ -24,6 +24,10 @@ Floats = NDArray[np.float64]
 SMALLEST = 1e-3
 """Relative differences are taken of at least this much, so that a logit near 0 does not make them endless."""
 
+LARGE = 5.0
+"""From this logit on, float32's own noise decides: hundreds of layers leave some 1e-5 of a value unsure, and drawn
+images can drive a network to logits of hundreds, where neighbouring float32 numbers lie 6e-5 apart."""
+
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -36,6 +40,7 @@ class Difference(_Model):
         count: Crops compared.
         non_finite: Crops with a NaN or infinite logit.
         max_abs, mean_abs, p99_abs: Of both logits.
+        max_scaled: As `max_abs`, but divided by max(1, the crop's largest reference logit / `LARGE`).
         max_rel, mean_rel, p99_rel: Of both logits, relative to the reference's (at least `SMALLEST`).
         max_abs_p, mean_abs_p: Of p_fake at the bundle's temperature.
         cosine: Between all logits as one vector.
@@ -49,6 +54,7 @@ class Difference(_Model):
     max_abs: float
     mean_abs: float
     p99_abs: float
+    max_scaled: float
     max_rel: float
     mean_rel: float
     p99_rel: float
@@ -99,6 +105,7 @@ def difference(reference: Answer, other: Answer, temperature: float) -> Differen
     if not fine.any():
         ref = got = np.zeros((1, 2))
     gap = np.abs(ref - got)
+    scale = np.maximum(1, np.abs(ref).max(axis=1, keepdims=True) / LARGE)
     relative = gap / np.maximum(np.abs(ref), SMALLEST)
     gap_p = np.abs(p_fake(ref, temperature) - p_fake(got, temperature))
     evidence = _evidence(reference, other)
@@ -108,6 +115,7 @@ def difference(reference: Answer, other: Answer, temperature: float) -> Differen
         max_abs=float(gap.max()),
         mean_abs=float(gap.mean()),
         p99_abs=float(np.quantile(gap, 0.99)),
+        max_scaled=float((gap / scale).max()),
         max_rel=float(relative.max()),
         mean_rel=float(relative.mean()),
         p99_rel=float(np.quantile(relative, 0.99)),

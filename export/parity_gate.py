@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from export.differences import LARGE
 from export.parity_report import LinkReport
 from pipeline.manifest import Precision
 
@@ -15,7 +16,7 @@ class Gate:
     """Bounds of one precision; None where something is reported but not bounded.
 
     Attributes:
-        max_abs_logit: Of both logits, over all crops.
+        max_abs_logit: Of both logits, over all crops; relative for logits above `differences.LARGE`.
         mean_abs_p, max_abs_p: Of p_fake, over all crops.
         max_evidence_share: Of the evidence map, as a share of its largest value.
         flip_margin: A decision may change only where the reference's score is this close to the threshold.
@@ -69,7 +70,8 @@ def _numbers(link: LinkReport, gate: Gate) -> Iterator[str]:
     whole = link.overall
     if whole.non_finite:
         yield f"{whole.non_finite} of {whole.count} crops get NaN or infinite logits"
-    yield from _above("max |Δlogit|", whole.max_abs, gate.max_abs_logit)
+    of = "max |Δlogit|" if whole.max_scaled == whole.max_abs else f"max |Δlogit|, as of logits of {LARGE:g},"
+    yield from _above(of, whole.max_scaled, gate.max_abs_logit)
     yield from _above("mean |Δp|", whole.mean_abs_p, gate.mean_abs_p)
     yield from _above("max |Δp|", whole.max_abs_p, gate.max_abs_p)
     if whole.evidence_share is not None:

@@ -39,6 +39,13 @@ def test_the_numbers_by_hand() -> None:
     assert found.evidence_max_abs is None
 
 
+def test_a_large_logit_may_be_off_by_as_much_more() -> None:
+    """A teacher whose logits were 550 on noise was rejected for a difference of two float32 steps."""
+    found = difference(answer([[0, 500.0], [0, 5.0]]), answer([[0, 500.001], [0, 5.00005]]), 1.0)
+    assert found.max_abs == pytest.approx(1e-3, rel=0.1)
+    assert found.max_scaled == pytest.approx(5e-5, rel=0.1)  # of the small logit, whose bound is absolute
+
+
 def test_equal_answers_have_no_noise() -> None:
     same = answer([[0, 1]], [[[2.0]]])
     found = difference(same, same, 1.0)
