@@ -134,27 +134,42 @@ def run(
     return _result(entrants, raced, threads, rounds, images, data)
 
 
-def markdown(result: Mapping[str, Any]) -> str:
-    """The table of ratios."""
+def markdown(result: Mapping[str, Any], *, wanted_only: bool = False) -> str:
+    """The table of ratios, of all or of those the project wants something of, and what to know of them."""
     lines = [
         "| slower | faster | times the time (95 % interval) | processor time | wanted |",
         "|---|---|---|---|---|",
     ]
     for row in result["ratios"]:
+        if wanted_only and not row["wanted"]:
+            continue
         wanted = f"{row['wanted']:g}" if row["wanted"] else ""
         lines.append(
             f"| {row['slower']} ({result['ms'][row['slower']]['p50']:.0f} ms) | {row['faster']} "
             f"({result['ms'][row['faster']]['p50']:.0f} ms) | {row['median']:.2f} ({row['low']:.2f} to "
             f"{row['high']:.2f}) | {row['processor']:.2f} | {wanted} |"
         )
-    total = sum(result["entrants"]["student"]["seconds"].values())
-    lines += ["", f"Making the student's CPU formats, the gate not counted: {total:.0f} s"]
+    lines += ["", *(_about(title, entrant) for title, entrant in result["entrants"].items())]
     if result["others"] > QUIET:
         lines.append(
             f"Other programs took {result['others']:.0%} of the machine meanwhile: read processor time, and measure "
             "again on a quiet machine; PyTorch suffers most."
         )
     return "\n".join(lines)
+
+
+def _about(title: str, entrant: Mapping[str, Any]) -> str:
+    """A sentence on a network's weights, how much of it is in int8, and what making its formats took."""
+    if entrant["weights"] == "random":
+        weights = "random weights, every layer but the head in int8, which no gate was asked about"
+    else:
+        found = "; ".join(
+            f"{name}: {made['quantised']} layers in int8, SQNR {made['agreement']['sqnr_db']:.1f} dB"
+            for name, made in entrant["int8"].items()
+        )
+        weights = f"checkpoint {entrant['weights'][:12]} ({found})"
+    seconds = sum(entrant["seconds"].values())
+    return f"{title.capitalize()}: {weights}; its CPU formats were made in {seconds:.0f} s."
 
 
 def _enter(

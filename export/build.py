@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from pipeline.storage import write_whole
 from training.networks import Detector
 
 if TYPE_CHECKING:
+    from export.agreement import Gate
     from export.int8 import Calibration
     from export.tensorrt_engine import BuiltEngine
     from pipeline.tensorrt_library import LibraryName
@@ -27,12 +28,17 @@ _FEW_DRAWN = [0, -4, -3, -2, -1]
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A format's files, the first of which is opened, and what to know of them; see `pipeline.manifest.Artefact`."""
+    """A format's files, the first of which is opened, and what to know of them; see `pipeline.manifest.Artefact`.
+
+    Attributes:
+        sqnr_db: Of an int8 format for CPUs, which can be made anew with less noise.
+    """
 
     files: tuple[Path, ...]
     max_batch: int | None = None
     engine: EngineFacts | None = None
     notes: tuple[str, ...] = ()
+    sqnr_db: float | None = None
 
 
 @dataclass
@@ -46,6 +52,7 @@ class Ingredients:
         gather_ranges: Gives the crops from which int8 ranges are taken; called once, if at all.
         threads: CPU threads of what is run while building; None for all cores.
         built: What was made so far, by format.
+        wanted_db: SQNR to reach, by format; what is not here only has to hold the gate.
     """
 
     detector: Detector
@@ -54,6 +61,7 @@ class Ingredients:
     gather_ranges: Callable[[], LabelledCrops]
     threads: int | None = None
     built: dict[str, Built] = field(default_factory=dict)
+    wanted_db: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def ranges(self) -> LabelledCrops:
@@ -127,7 +135,8 @@ def _onnx_int8(item: Format, ingredients: Ingredients) -> Built:
     from export.int8 import quantise_onnx
 
     path = ingredients.path(item)
-    return Built((path,), notes=quantise_onnx(ingredients.calibration, path).notes)
+    result = quantise_onnx(ingredients.calibration, path, gate=_gate(item, ingredients))
+    return Built((path,), notes=result.notes, sqnr_db=result.agreement.sqnr_db)
 
 
 def _openvino(item: Format, ingredients: Ingredients) -> Built:
@@ -140,8 +149,15 @@ def _openvino_int8(item: Format, ingredients: Ingredients) -> Built:
     from export.openvino_formats import quantise_openvino
 
     path = ingredients.path(item)
-    result = quantise_openvino(ingredients.calibration, path)
-    return Built((path, path.with_suffix(".bin")), notes=result.notes)
+    result = quantise_openvino(ingredients.calibration, path, gate=_gate(item, ingredients))
+    files = path, path.with_suffix(".bin")
+    return Built(files, notes=result.notes, sqnr_db=result.agreement.sqnr_db)
+
+
+def _gate(item: Format, ingredients: Ingredients) -> Gate:
+    from export.int8 import GATE
+
+    return replace(GATE, min_sqnr_db=ingredients.wanted_db.get(item.name, GATE.min_sqnr_db))
 
 
 def _engine(item: Format, ingredients: Ingredients) -> Built:

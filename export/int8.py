@@ -25,7 +25,7 @@ from export.activation_ranges import (
 from export.agreement import Agreement, Gate, Labels, Logits, compare
 from export.intermediates import check_calibration, logits_of, read_graph, square_of
 from export.qdq import Form, Quantisable, examine, has_byte_dot_products, prepare, quantise
-from export.sensitivity import NOISE_CROPS, leave_in_float, noise_of_each
+from export.sensitivity import NOISE_CROPS, in_company, leave_in_float, noise_of_each
 from export.speed_gate import speedup
 from pipeline.errors import InputError
 from pipeline.runtime import Crops
@@ -100,6 +100,7 @@ class Calibration:
         reduce_range: 7-bit weights.
         noise: By method, what each layer alone does to the logits, as far as it was asked for.
         ranges: By method, the range of every activation, as far as it was asked for.
+        best: Of several methods for a runtime, the best one.
     """
 
     source: Path
@@ -115,6 +116,7 @@ class Calibration:
     reduce_range: bool
     noise: dict[Method, dict[str, float]] = field(default_factory=dict)
     ranges: dict[Method, dict[str, Range]] = field(default_factory=dict)
+    best: dict[tuple[Form, tuple[Method, ...]], Method] = field(default_factory=dict)
 
 
 def calibrate(
@@ -209,18 +211,23 @@ class Search:
         self.calibration, self.form, self._answer = calibration, form, answer
         self.tried: dict[str, Agreement] = {}
         self._everywhere = np.arange(len(calibration.labels))
-        self._places = _thin(calibration.labels, SEARCH_CROPS)
+        few = len(self._everywhere) <= SEARCH_CROPS
+        self._places = self._everywhere if few else _thin(calibration.labels, SEARCH_CROPS)
         self._few = _thin(calibration.labels, NOISE_CROPS)
 
     def best_method(self, methods: Sequence[Method]) -> Method:
         """The method with the highest SQNR of the logits with every layer in int8."""
         if len(methods) == 1:
             return methods[0]
+        known, rivals = self.calibration.best, (self.form, tuple(methods))
+        if rivals in known:
+            return known[rivals]
         places = _thin(self.calibration.labels, METHOD_CROPS)
         for method in methods:
             candidate = self.build(method, self.calibration.parts.products)
             self.tried[method] = self.judge(candidate.model, places)
-        return max(methods, key=lambda method: self.tried[method].sqnr_db)
+        known[rivals] = max(methods, key=lambda method: self.tried[method].sqnr_db)
+        return known[rivals]
 
     def fit_gate(self, method: Method, gate: Gate) -> tuple[Candidate, Agreement]:
         """Leave as few layers in float as the gate demands, allowing less noise each time it fails.
@@ -231,12 +238,10 @@ class Search:
         parts = self.calibration.parts
         candidate, found = self._try(method, (), gate)
         if gate.failures(found) and len(candidate.products) > 1:
-            noise = self.noise(method)
-            # What the layers do together may differ from the sum.
-            together = 10 ** (-found.sqnr_db / 10) / sum(noise.values())
-            target = found.sqnr_db
+            noise, target = self.noise(method), found.sqnr_db
             while len(candidate.products) > 1 and gate.failures(found):
                 target = max(gate.min_sqnr_db + _MARGIN_DB, target + _next_step(found, gate))
+                together = in_company(noise, candidate.products, found.sqnr_db)
                 kept = leave_in_float(noise, parts.costs, 10 ** (-target / 10) / together)
                 candidate, found = self._try(method, kept, gate)
         if found.crops < len(self._everywhere):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -64,6 +65,24 @@ def broken_bounds(link: LinkReport) -> tuple[str, ...]:
     """One sentence for each bound of the link's precision that it breaks; empty when it passes."""
     gate = GATES[link.precision]
     return (*_numbers(link, gate), *_decisions(link, gate), *_repeats(link, gate))
+
+
+def noise_to_lose(link: LinkReport) -> float | None:
+    """Decibels by which less noise would let a link pass; None where it passes, or breaks what less noise cannot mend.
+
+    Decisions flip, and AUC moves, in proportion to the noise's amplitude.
+    """
+    gate = GATES[link.precision]
+    beyond_noise = link.overall.non_finite or [*_repeats(link, gate)]
+    sqnr = None if link.faces is None else link.faces.sqnr_db
+    if not link.broken or beyond_noise or sqnr is None or gate.min_sqnr_db is None:
+        return None
+    times = [1.0]
+    if gate.flip_share is not None:
+        times += [f.flips / (gate.flip_share * f.compared) for f in link.flips if f.on == "faces"]
+    if gate.max_auc_change is not None and link.deltas is not None and link.deltas.auc.value is not None:
+        times.append(abs(link.deltas.auc.value) / gate.max_auc_change)
+    return max(20 * math.log10(max(times)), gate.min_sqnr_db - sqnr)
 
 
 def _numbers(link: LinkReport, gate: Gate) -> Iterator[str]:

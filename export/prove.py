@@ -48,7 +48,20 @@ def prove(
     """
     before = link_before(chain, item)
     verdict = prove_with(chain, item, lambda: _open(folder, item, threads), opened, before=before)
-    if verdict.verdict != "broken" or graph is None or item.runtime != "onnxruntime":
+    return verdict if graph is None else locate(chain, item, folder, verdict, graph, threads=threads)
+
+
+def locate(
+    chain: ParityChain,
+    item: Unproven,
+    folder: Path,
+    verdict: ArtefactVerdict,
+    graph: Path,
+    *,
+    threads: int | None = None,
+) -> ArtefactVerdict:
+    """Add to the verdict on an ONNX file that is broken where it leaves the fp32 one, which takes a while."""
+    if verdict.verdict != "broken" or item.runtime != "onnxruntime":
         return verdict
     return verdict.model_copy(update={"drift": _where(graph, folder / item.files[0].path, chain, threads)})
 

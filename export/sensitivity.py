@@ -6,7 +6,7 @@ layers is within 1 dB of all at once), so one layer at a time tells what a set o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -70,6 +70,21 @@ def leave_in_float(noise: Mapping[str, float], costs: Mapping[str, float], allow
             kept.remove(name)
             total += noise[name]
     return kept
+
+
+def in_company(noise: Mapping[str, float], rounded: Iterable[str], sqnr_db: float) -> float:
+    """How much noise layers make together, as a share of the sum of what each makes by itself.
+
+    It differs from set to set: errors of early layers may outweigh or swallow those of later ones. So it is asked of
+    each set that was tried; with the share of the first one alone, a search may keep the noisiest layer to the last.
+
+    Args:
+        noise: Of each layer by itself.
+        rounded: The layers of the set.
+        sqnr_db: What the set reaches.
+    """
+    alone = sum(noise[name] for name in rounded)
+    return float(10 ** (-sqnr_db / 10) / max(alone, np.finfo(np.float64).tiny))
 
 
 def _one_rounded(

@@ -13,7 +13,7 @@ from export.agreement import Gate
 from export.drift import sqnr_db
 from export.intermediates import logits_of
 from export.qdq import costs_of
-from export.sensitivity import NOISE_CROPS, leave_in_float
+from export.sensitivity import NOISE_CROPS, in_company, leave_in_float
 from export.tensorrt_qdq import add_qdq, tensors_to_range
 from pipeline.errors import InputError
 from pipeline.runtime import Crops
@@ -125,12 +125,10 @@ def _leave_some(
     few = judge.crops[:NOISE_CROPS]
     noise = {name: 10 ** (-judge.sqnr(add_qdq(model, [name], limits), few) / 10) for name in names}
     costs = costs_of(model.graph)
-    # What the layers do together may differ from the sum.
-    together = 10 ** (-found / 10) / sum(noise.values())
     target, chosen = found, names
     while found < wanted and len(chosen) > 1:
         target = max(wanted, target + _STEP_DB)
-        kept = leave_in_float(noise, costs, 10 ** (-target / 10) / together)
+        kept = leave_in_float(noise, costs, 10 ** (-target / 10) / in_company(noise, chosen, found))
         # one at least, or it would be no int8
         chosen = tuple(name for name in names if name not in kept) or (
             min(noise, key=lambda name: noise[name]),

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from export.labelled_crops import gather
 from export.onnx_graph import write_onnx
 from export.parity_chain import PYTORCH, ParityChain, run_in_batches
+from export.parity_gate import noise_to_lose
 from export.parity_inputs import build_inputs
 from export.parity_page import rejection_page
 from export.prove import ONNX_OFF, PROGRAM, Opened, prove, prove_with
@@ -268,3 +269,43 @@ def test_int8_that_is_no_faster_is_not_worth_it(whole: Whole) -> None:
     assert verdict.verdict == "not worth it"
     assert (verdict.speedup or 1) < 1
     assert "times the speed of fp32 in onnxruntime" in (verdict.reason or "")
+
+
+def noisy(amount: float) -> Callable[[Answer, Crops], Answer]:
+    """Errors like those of int8: of the crop alone, and as large as asked for."""
+
+    def change(answer: Answer, crops: Crops) -> Answer:
+        drawn = [np.random.default_rng(int(crop.sum())).standard_normal(2) for crop in crops]
+        return Answer(answer.logits + np.float32(amount) * np.array(drawn, np.float32), answer.evidence)
+
+    return change
+
+
+def test_int8_that_breaks_by_noise_alone_passes_with_so_much_less_of_it(whole: Whole) -> None:
+    amount, missing, tries = 0.5, [], 0
+    while tries < 4:
+        chain = fresh(whole)
+        link = chain.measure("onnx-int8", Distorted(whole.onnx, noisy(amount)), "int8", before=PYTORCH)
+        less = noise_to_lose(link)
+        if less is None:
+            break
+        missing.append(less)
+        amount *= 10 ** (-(less + 1) / 20)
+        tries += 1
+    assert missing
+    assert missing[0] > 0
+    assert not link.broken
+
+
+@pytest.mark.parametrize("change", [_nan_in_large_batches, _Drifts()])
+def test_what_less_noise_cannot_mend_is_not_tried_again(
+    whole: Whole, change: Callable[[Answer, Crops], Answer]
+) -> None:
+    def grossly(answer: Answer, crops: Crops) -> Answer:
+        changed = change(answer, crops)
+        return Answer(answer.logits + 50 * (changed.logits - answer.logits), answer.evidence)
+
+    chain = fresh(whole)
+    link = chain.measure("onnx-int8", Distorted(whole.onnx, grossly), "int8", before=PYTORCH)
+    assert link.broken
+    assert noise_to_lose(link) is None

@@ -21,6 +21,8 @@ from export.activation_ranges import (
     observe,
 )
 from export.agreement import Agreement, Gate, compare
+from export.build import Built, Ingredients, build
+from export.formats import FORMATS
 from export.int8 import Calibration, Candidate, Search, calibrate, quantise_onnx
 from export.intermediates import logits_of, tensor_values
 from export.qdq import examine
@@ -77,6 +79,34 @@ def test_a_planted_outlier_is_found_and_left_in_float(graph: Path, tmp_path: Pat
     assert planted in result.kept_float
     assert result.agreement.sqnr_db >= 18
     assert any(planted in note for note in result.notes)
+
+
+def test_a_layer_whose_noise_was_underrated_does_not_stay_to_the_last(graph: Path, tmp_path: Path) -> None:
+    planted = plant_outlier(graph, tmp_path / "planted.onnx")
+    calibration = calibrate(tmp_path / "planted.onnx", *labelled_crops(80, seed=1), threads=1)
+    search = Search(calibration, "onnxruntime", partial(logits_of, threads=1))
+    noise = search.noise("minmax")
+    calibration.noise["minmax"] = {name: n if name == planted else 30 * n for name, n in noise.items()}
+    whole = search.judge(
+        search.build("minmax", calibration.parts.products).model, np.arange(len(calibration.labels))
+    )
+    gate = Gate(min_sqnr_db=whole.sqnr_db + 3, max_delta_auc=1, max_flips=1)
+    chosen, found = search.fit_gate("minmax", gate)
+    assert found.sqnr_db >= whole.sqnr_db + 3
+    assert planted not in chosen.products
+    assert len(chosen.products) > 1
+
+
+def test_less_noise_can_be_asked_for(graph: Path, calibration: Calibration, tmp_path: Path) -> None:
+    made = Ingredients(None, tmp_path, {}, gather_ranges=lambda: pytest.fail("they are given"))  # type: ignore[arg-type]
+    made.built["onnx"] = Built((graph,))
+    made.__dict__["calibration"] = calibration
+    first = build(FORMATS["onnx-int8"], made).sqnr_db
+    assert first is not None
+    made.wanted_db["onnx-int8"] = first + 3
+    second = build(FORMATS["onnx-int8"], made).sqnr_db
+    assert second is not None
+    assert second >= first + 3
 
 
 def test_two_quantisations_give_the_same_bytes(graph: Path, tmp_path: Path) -> None:
