@@ -18,7 +18,7 @@ from export.facts import gates, machine, network_facts, training_facts, versions
 from export.formats import REFERENCE, Format
 from export.labelled_crops import LabelledCrops, gather, gather_for_ranges
 from export.model_card import model_card
-from export.parity_chain import ParityChain, run_in_batches
+from export.parity_chain import ParityChain
 from export.parity_gate import noise_to_lose
 from export.parity_inputs import ParityInputs, build_inputs, digest, drawn_crops
 from export.parity_page import verdict_table
@@ -26,7 +26,7 @@ from export.parity_plots import plot_differences, plot_scores
 from export.parity_report import ArtefactVerdict, ParityReport, ShownCrops
 from export.prove import ONNX_OFF, PROGRAM, SOME_FACES, Opened, locate, prove, prove_with
 from export.score_calibration import calibrate
-from export.torch_runtimes import EagerRuntime, ProgramRuntime
+from export.torch_runtimes import EagerRuntime, ProgramRuntime, answer_all
 from pipeline import assets
 from pipeline.bundle import Bundle, describe_file, open_bundle
 from pipeline.cuda_device import find_device
@@ -135,7 +135,7 @@ def _examine(settings: ExportSettings, console: Console) -> Subject:
     inputs = build_inputs(size, labelled)
     eager = EagerRuntime(detector)
     with console.status(f"{eager.label}: {len(inputs)} crops"):
-        reference = run_in_batches(eager, inputs.crops)
+        reference = answer_all(eager, inputs.crops)
     _refuse_non_finite(reference, settings.checkpoint)
     rule = settings.aggregation.rule
     calibration, metrics = calibrate(labelled, reference.logits[: len(labelled)], rule=rule)

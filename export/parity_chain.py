@@ -164,7 +164,11 @@ class ParityChain:
 
 def run_in_batches(runtime: Runs, crops: Crops, batch: int = BATCH) -> Answer:
     """Answers for crops [N, ...], a batch at a time; the last may be smaller."""
-    answers = [runtime.run(crops[start : start + batch]) for start in range(0, len(crops), batch)]
+    return joined([runtime.run(crops[start : start + batch]) for start in range(0, len(crops), batch)])
+
+
+def joined(answers: Sequence[Answer]) -> Answer:
+    """Answers for parts of a set, as one; evidence only where all have it."""
     maps = [answer.evidence for answer in answers if answer.evidence is not None]
     return Answer(
         np.concatenate([answer.logits for answer in answers]),

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 import torch
 
 from export.graph import ExportGraph
+from export.parity_chain import joined
 from pipeline.runtime import Answer, Crops, check_crops
 from training.networks import Detector
+
+_BATCH: Final = 4
+"""Crops at a time on one core."""
 
 
 class EagerRuntime:
@@ -27,6 +33,22 @@ class EagerRuntime:
             return Answer(self._detector(batch).numpy(), None)
         logits, evidence = self._detector.forward_with_evidence(batch)
         return Answer(logits.numpy(), evidence.numpy())
+
+
+def answer_all(runtime: EagerRuntime, crops: Crops) -> Answer:
+    """Answer for many crops uint8 [N, H, W, 3]: one batch per core at a time, each on one thread.
+
+    Quicker than one batch on all cores: no core waits for another at the end of every operator, which on a busy machine
+    takes many times as long as the operator itself.
+    """
+    threads = torch.get_num_threads()
+    parts = [crops[start : start + _BATCH] for start in range(0, len(crops), _BATCH)]
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            answers = list(pool.map(runtime.run, parts))
+    finally:
+        torch.set_num_threads(threads)
+    return joined(answers)
 
 
 class ProgramRuntime:
