@@ -38,6 +38,8 @@ from training.run_folder import version_of
 STUDENT: Final = NetworkSpec(name="mobilevitv2_200", image_size=256)
 TEACHER: Final = NetworkSpec(name="tf_efficientnet_b4", image_size=380)
 
+_WARM_UP: Final = 5
+"""OpenVINO takes a few calls until all its threads take part."""
 QUIET: Final = 0.05
 """Share of the machine that other programs may take before a table says so."""
 
@@ -128,7 +130,7 @@ def run(
                 )
             ]
             contestants = {name: go for entrant in entrants for name, go in entrant.contestants.items()}
-            raced = race(contestants, rounds)
+            raced = race(contestants, rounds, warm_up=_WARM_UP)
     finally:
         torch.set_num_threads(before)
     return _result(entrants, raced, threads, rounds, images, data)
