@@ -36,6 +36,8 @@ def noise_of_each(
 ) -> dict[str, float]:
     """Energy of the logits' error over their own with one layer rounded: its input, weights and output.
 
+    Whatever else reads the input reads it rounded, too, as in the int8 graph.
+
     Args:
         graph: Prepared float graph.
         products: Names of the layers.
@@ -98,12 +100,18 @@ def _one_rounded(
     axis = 0 if node.op_type == "Conv" else numpy_helper.to_array(stored).ndim - 1
     rounded = rounded_weights(numpy_helper.to_array(stored), weight_levels, axis)
     changed.graph.initializer.append(numpy_helper.from_array(rounded, f"{name}/rounded"))
-    before = _rounding(changed.graph, node.input[0], f"{name}/input", ranges[node.input[0]])
+    source = node.input[0]
+    before = _rounding(changed.graph, source, f"{name}/input", ranges[source])
     after = _rounding(changed.graph, f"{name}/output", node.output[0], ranges[node.output[0]])
-    node.input[0], node.input[1] = before[-1].output[0], f"{name}/rounded"
-    node.output[0] = f"{name}/output"
     nodes = list(changed.graph.node)
-    ordered = [*nodes[:place], *before, nodes[place], *after, *nodes[place + 1 :]]
+    readers = [i for i, other in enumerate(nodes) if source in other.input]
+    for reader in readers:  # a pair stands on the tensor: a sum that reads it too gets the rounded one
+        inputs = nodes[reader].input
+        inputs[:] = [before[-1].output[0] if given == source else given for given in inputs]
+    node.input[1] = f"{name}/rounded"
+    node.output[0] = f"{name}/output"
+    first = min(readers)
+    ordered = [*nodes[:first], *before, *nodes[first : place + 1], *after, *nodes[place + 1 :]]
     copies = [onnx.NodeProto.FromString(item.SerializeToString()) for item in ordered]
     del changed.graph.node[:]
     changed.graph.node.extend(copies)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import numpy_helper
 
 from export.activation_ranges import (
@@ -25,10 +27,12 @@ from export.build import Built, Ingredients, build
 from export.formats import FORMATS
 from export.int8 import Calibration, Candidate, Search, calibrate, quantise_onnx
 from export.intermediates import logits_of, tensor_values
+from export.onnx_graph import write_onnx
 from export.qdq import examine
 from export.sensitivity import leave_in_float
 from pipeline.errors import InputError
 from pipeline.runtime_onnx import OnnxRuntime
+from tests.unit.export.detectors import random_crops, random_detector
 from tests.unit.export.planted_graph import SIDE, labelled_crops, plant_outlier
 
 ANY = Gate(min_sqnr_db=-200, max_delta_auc=1, max_flips=1)
@@ -95,6 +99,21 @@ def test_a_layer_whose_noise_was_underrated_does_not_stay_to_the_last(graph: Pat
     assert found.sqnr_db >= whole.sqnr_db + 3
     assert planted not in chosen.products
     assert len(chosen.products) > 1
+
+
+def test_noise_of_a_layer_is_also_what_a_sum_loses_that_reads_its_input(tmp_path: Path) -> None:
+    detector = random_detector("mobilevitv2_050", 64)
+    with torch.no_grad():
+        # A branch that adds next to nothing: all that is lost is lost on the way past it.
+        detector.backbone.stages[1][1].conv3_1x1.bn.weight.mul_(1e-4)
+    source = write_onnx(detector, tmp_path / "faint.onnx")
+    calibration = calibrate(source, random_crops(12, 64), np.arange(12) % 2, threads=1)
+    search = Search(calibration, "openvino", partial(logits_of, threads=1))
+    branch = "backbone.stages.1.1.conv1_1x1.conv/Conv"
+    found = search.judge(search.build("minmax", [branch]).model, np.arange(len(calibration.labels)))
+    few = replace(calibration, parts=replace(calibration.parts, products=(branch,)))
+    noise = Search(few, "openvino", partial(logits_of, threads=1)).noise("minmax")
+    assert noise[branch] > 10 ** (-found.sqnr_db / 10) / 4
 
 
 def test_less_noise_can_be_asked_for(graph: Path, calibration: Calibration, tmp_path: Path) -> None:
