@@ -14,11 +14,13 @@ MOST_TRIED = 16
 _MOST_PADDING = 0.25
 """A batch is filled up to the next size where at most this share of it would be filling."""
 _WORTH = 0.97
-"""A larger size is kept where a crop takes at most this share of its time in the size before."""
-_BOUND_S = 0.025
+"""Larger sizes are kept where a crop takes at most this share of its time alone."""
+_BOUND_S = 0.05
 """A network that takes longer than this for one crop is bound by its arithmetic, not by calls: larger batches would
 cost memory and win nothing (measured: mobilevitv2_200 at 256 px on two cores, 0.18 s of processor time per crop from 1
 to 8 at once, 100 MiB more for each)."""
+_LONGEST_S = 0.15
+"""No batch is tried that would take longer: everybody else waits for it."""
 _CALL_S = 0.0004
 """What each run costs beside the network's own time: a thread is woken, then the event loop."""
 _TRIALS = 3
@@ -33,28 +35,36 @@ def buckets_up_to(most: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys([*sizes, most]))
 
 
+def wall_and_processor() -> float:
+    """Seconds of both clocks together.
+
+    Alone on a machine, small runs wait most of their time for threads to wake, which processor time does not show; on
+    a busy machine the wall's clock shows the neighbours, and processor time does not.
+    """
+    return time.perf_counter() + time.process_time()
+
+
 def paying_buckets(
     run: Callable[[int], object], candidates: Sequence[int], clock: Callable[[], float] = time.perf_counter
 ) -> tuple[int, ...]:
-    """The sizes, from the smallest on, that make a crop cheaper than the size before.
+    """The sizes up to the one in which a crop is cheapest; the smallest alone where that wins nothing.
 
     Args:
         run: Runs the network on so many crops.
         candidates: Ascending.
-        clock: Seconds; of processor time where the network runs on processors, because that is what requests
-            share and what other programs on the machine do not change.
+        clock: Seconds; `wall_and_processor` where the network runs on processors.
     """
-    kept = [candidates[0]]
-    per_crop = (_seconds(run, kept[0], clock) + _CALL_S) / kept[0]
+    smallest = candidates[0]
+    per_crop = {smallest: (_seconds(run, smallest, clock) + _CALL_S) / smallest}
     for size in candidates[1:]:
-        if per_crop > _BOUND_S:
+        if per_crop[smallest] > _BOUND_S or size * min(per_crop.values()) > _LONGEST_S:
             break
-        now = (_seconds(run, size, clock) + _CALL_S) / size
-        if now > _WORTH * per_crop:
-            break
-        kept.append(size)
-        per_crop = now
-    return tuple(kept)
+        per_crop[size] = (_seconds(run, size, clock) + _CALL_S) / size
+    # the cheapest of all and not the first that does not pay: one bad moment of the machine would decide
+    best = min(per_crop, key=per_crop.__getitem__)
+    if per_crop[best] > _WORTH * per_crop[smallest]:
+        best = smallest
+    return tuple(size for size in per_crop if size <= best)
 
 
 def _seconds(run: Callable[[int], object], size: int, clock: Callable[[], float]) -> float:

@@ -13,7 +13,7 @@ from pipeline.bundle import Bundle, open_bundle
 from pipeline.runtime import Runtime, open_artefact
 from serving.artefacts import Opened, open_best
 from serving.batcher import Batcher, BatchPolicy
-from serving.batches import MOST_TRIED, buckets_up_to
+from serving.batches import MOST_TRIED, buckets_up_to, wall_and_processor
 from serving.logs import event
 from serving.memory import give_back
 from serving.metrics import Metrics
@@ -37,7 +37,7 @@ class Engine:
         policy = BatchPolicy(
             buckets=buckets_up_to(min(most, opened.artefact.max_batch or most)),
             find_out=settings.max_batch is None,
-            clock=time.process_time if opened.artefact.runtime in _ON_PROCESSORS else time.perf_counter,
+            clock=wall_and_processor if opened.artefact.runtime in _ON_PROCESSORS else time.perf_counter,
             max_wait_s=settings.max_wait_ms / 1000,
             capacity=settings.max_inflight * settings.max_faces,
             infer_timeout_s=settings.infer_timeout_s,

@@ -37,13 +37,13 @@ def test_padding_reaches_the_next_size() -> None:
         # a call costs the same whatever its size: every size pays
         (4.0, 0.0, (1, 2, 4, 8)),
         # time grows with the crops, and they are slow: none does
-        (0.0, 8.0, (1,)),
+        (0.0, 20.0, (1,)),
         # time grows with the crops, but so little that the way to the network and back counts
         (0.0, 1.0, (1, 2, 4, 8)),
-        # a call's own cost is soon small beside the crops'
-        (1.0, 12.0, (1, 2)),
+        # eight at once would keep others waiting
+        (25.0, 20.0, (1, 2, 4)),
         # slow networks are not even tried with more
-        (30.0, 0.0, (1,)),
+        (60.0, 0.0, (1,)),
     ],
 )
 def test_sizes_are_kept_while_they_pay(call_ms: float, crop_ms: float, kept: tuple[int, ...]) -> None:
@@ -55,7 +55,7 @@ def test_sizes_are_kept_while_they_pay(call_ms: float, crop_ms: float, kept: tup
         now += (call_ms + crop_ms * size) / 1000
 
     assert paying_buckets(run, (1, 2, 4, 8), clock=lambda: now) == kept
-    if call_ms == 30.0:
+    if call_ms == 60.0:
         assert tried == {1}
 
 
@@ -65,7 +65,26 @@ def test_a_slow_network_is_not_run_again_to_be_sure() -> None:
     def run(size: int) -> None:
         nonlocal now, runs
         runs += 1
-        now += 0.1 * size
+        now += 0.2 * size
 
     paying_buckets(run, (1, 2, 4), clock=lambda: now)
     assert runs == 2  # one to warm up, one on the clock
+
+
+@pytest.mark.parametrize(
+    ("per_crop_ms", "kept"),
+    [
+        # the largest are dearer again
+        ({1: 3.0, 2: 2.9, 4: 2.5, 8: 2.8}, (1, 2, 4)),
+        # one bad moment does not decide
+        ({1: 3.0, 2: 3.4, 4: 2.5, 8: 2.4}, (1, 2, 4, 8)),
+    ],
+)
+def test_sizes_up_to_the_cheapest_are_kept(per_crop_ms: dict[int, float], kept: tuple[int, ...]) -> None:
+    now = 0.0
+
+    def run(size: int) -> None:
+        nonlocal now
+        now += per_crop_ms[size] * size / 1000
+
+    assert paying_buckets(run, (1, 2, 4, 8), clock=lambda: now) == kept
