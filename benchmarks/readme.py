@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import train_step
+from benchmarks import export_speed, train_step
 from benchmarks.serve_table import serve_table
 from benchmarks.table_markdown import full, summary
 from benchmarks.table_result import read_table
@@ -34,7 +34,13 @@ def update(readme: Path = ROOT / "README.md", results: Path = RESULTS, *, check:
         InputError: a result file or a marker is missing, or another version wrote it.
     """
     old = new = readme.read_text(encoding="utf-8")
-    tables = (("demo", demo_table), ("table", teacher_table), ("speed", speed_table), ("serve", served_table))
+    tables = (
+        ("demo", demo_table),
+        ("table", teacher_table),
+        ("speed", speed_table),
+        ("serve", served_table),
+        ("export", export_table),
+    )
     for name, text_of in tables:
         new = _between(new, name, text_of(results))
     pages = {readme: (old, new), **_page(results)}
@@ -113,6 +119,15 @@ _PICTURES = {
 def served_table(results: Path) -> str:
     """The server's figures, a column for each network."""
     return serve_table([_read(results / name) for name in SERVED])
+
+
+def export_table(results: Path) -> str:
+    """What the int8 formats are worth on a CPU."""
+    result = _read(results / "export.json")
+    return (
+        f"{export_speed.markdown(result, wanted_only=True)}\n\n(`python -m benchmarks export`, batch 1, in turns, "
+        f"{result['threads']} threads, {result['processor']}; [all forms](benchmarks/results/export.json))"
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -45,8 +45,10 @@ def test_a_race_runs_everyone_equally_often_and_times_each() -> None:
         runs[name] += 1
         time.sleep(seconds)
 
-    raced = race({"slow": lambda: go("slow", 0.02), "fast": lambda: go("fast", 0.002)}, 5, warm_up=1)
-    assert runs == {"slow": 6, "fast": 6}
+    raced = race(
+        {"slow": lambda: go("slow", 0.02), "fast": lambda: go("fast", 0.002)}, 5, warm_up=1, run_up=2
+    )
+    assert runs == {"slow": 18, "fast": 18}
     assert raced.wall["slow"].shape == raced.wall["fast"].shape == (5,)
     assert raced.wall["slow"].min() >= 0.02
     assert raced.wall["fast"].min() >= 0.002
