@@ -19,6 +19,7 @@ from benchmarks.table_plan import FULL, QUICK, RIVALS, choose_ways, entries, nam
 from benchmarks.table_ratios import disagreements
 from benchmarks.table_result import Table, read_table
 from pipeline.storage import write_whole
+from training.checkpoint import resolve_weights
 
 GPU_TRAIN_BATCH: Final = 16
 QUICK_TRAINING: Final = (
@@ -53,10 +54,11 @@ def run_table(choice: Choice) -> bool:
     """
     other = read_table(choice.against) if choice.against else None
     ways = choose_ways(choice.ways, gpu=choice.gpu)
+    checkpoints = {role: resolve_weights(str(path)) for role, path in choice.checkpoints.items()}
     chosen = (
-        quick_entries(choice.checkpoints)
+        quick_entries(checkpoints)
         if choice.quick
-        else entries(choice.checkpoints, RIVALS if choice.rivals is None else choice.rivals)
+        else entries(checkpoints, RIVALS if choice.rivals is None else choice.rivals)
     )
     with Progress() as progress:
         table = run(
