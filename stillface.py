@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import typer
 
-from benchmarks.__main__ import app as benchmarks_app
 from export.__main__ import app as export_app
 from pipeline.errors import run_command
 from serving.__main__ import app as serving_app
@@ -18,7 +19,10 @@ app = typer.Typer(
 app.add_typer(training_app)
 app.add_typer(export_app)
 app.add_typer(serving_app)
-app.add_typer(benchmarks_app, name="bench")
+if find_spec("benchmarks"):  # images do without
+    from benchmarks.__main__ import app as benchmarks_app
+
+    app.add_typer(benchmarks_app, name="bench")
 
 
 def main() -> None:
