@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 Seconds = NDArray[np.float64]
@@ -87,6 +86,8 @@ def race(
 
 def _spent() -> tuple[float, float, float]:
     """Processor seconds of all programs, processor seconds of this one, and the time."""
+    import psutil  # races are run where everything is installed; the ratios below also where it is not
+
     times = psutil.cpu_times()
     idle = times.idle + getattr(times, "iowait", 0.0)
     # guests are counted as users already
