@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 import cv2
@@ -56,8 +57,9 @@ def _run_until_broken(
     executor = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_set_up_worker)
     try:
         futures: dict[Future[_Result], int] = {}
-        for place, item in entries:
-            futures[executor.submit(task, item)] = place
+        with _ctrl_c_held_back():  # submitting starts the processes
+            for place, item in entries:
+                futures[executor.submit(task, item)] = place
         for future in as_completed(futures):
             try:
                 result = future.result()
@@ -71,7 +73,19 @@ def _run_until_broken(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Keep Ctrl-C for later; processes started meanwhile never hear of it, not even while they import.
+
+    The mask of blocked signals is handed down to a child; here what came meanwhile is delivered at the end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _set_up_worker() -> None:
-    """One process per core already: no threads below it; and Ctrl-C is the parent's to handle."""
+    """One process per core already: no threads below it."""
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import cv2
 import pytest
@@ -47,3 +51,40 @@ def test_work_is_done_in_other_processes_with_one_thread_each() -> None:
         assert result is not None
         assert result[0] != os.getpid()
         assert result[1] == 1
+
+
+SLOW_TO_IMPORT = """
+import sys, time
+from pathlib import Path
+from training.worker_pool import run_all
+
+def one(number: int) -> int:
+    return number
+
+if __name__ == "__main__":
+    try:
+        list(run_all(one, range(4), 2))
+    except KeyboardInterrupt:
+        sys.exit(130)
+else:
+    Path(sys.argv[1]).touch()  # a worker, which imports this file first
+    time.sleep(1.5)
+"""
+
+
+def test_ctrl_c_while_workers_still_import_is_the_parents_alone(tmp_path: Path) -> None:
+    script, importing = tmp_path / "slow_to_import.py", tmp_path / "importing"
+    script.write_text(SLOW_TO_IMPORT)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(importing)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not importing.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # the whole group, as a terminal does
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors, errors
