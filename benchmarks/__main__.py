@@ -34,7 +34,6 @@ def table(
         list[str] | None, typer.Option(help="NAME@SIZE, any name of timm; may be given again.")
     ] = None,
     way: Ways = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="The ways of a GPU instead of the CPU's.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Small networks, a minute or two.")] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of every runtime; by default all cores.")
@@ -50,7 +49,10 @@ def table(
         Path | None, typer.Option(help="Another run's JSON: exit code 1 where a ratio does not agree.")
     ] = None,
 ) -> None:
-    """The teacher-versus-student table: parameters, AUC, speed, memory, in every runtime of this machine."""
+    """The teacher-versus-student table: parameters, AUC, speed, memory, in every runtime of this machine's CPU.
+
+    The same in the ways of a GPU: `python -m benchmarks.gpu`.
+    """
     from benchmarks.table_command import Choice, run_table
 
     given = {
@@ -65,7 +67,6 @@ def table(
         checkpoints={role: path for role, path in given.items() if path is not None},
         rivals=rival,
         ways=way,
-        gpu=gpu,
         quick=quick,
         threads=threads,
         config=config,
