@@ -103,14 +103,15 @@ def memory(network: Networks, way: Ways = None, threads: Threads = None) -> None
 def compare(
     base: Annotated[str, typer.Argument(help="Revision to compare with.")] = "HEAD",
     way: Ways = None,
-    rounds: Annotated[int, typer.Option(min=5, help="Rounds, in which both are asked once.")] = 20,
+    pairs: Annotated[int, typer.Option(min=2, help="Processes of each, per network and way.")] = 4,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds per pair, in which both are asked once.")] = 6,
     threshold: Annotated[float, typer.Option(min=0, help="Share of slowdown that is let pass.")] = 0.05,
     clock: Annotated[Literal["wall", "processor"], typer.Option(help="Which time is judged.")] = "wall",
 ) -> None:
     """Whether this checkout is slower than another revision: exit code 1 if so."""
     from benchmarks.table_command import run_compare
 
-    if not run_compare(base, way, rounds, threshold, clock):
+    if not run_compare(base, way, pairs, rounds, threshold, clock):
         raise typer.Exit(1)
 
 

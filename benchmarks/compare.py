@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from benchmarks.interleaved import Ratio, ratio
+from benchmarks.interleaved import Ratio, Seconds, quantile
 from benchmarks.progress import Progress
 from benchmarks.table import make_files
 from benchmarks.table_heat import Lane
@@ -29,8 +29,11 @@ from pipeline.errors import InputError
 
 Clock = Literal["wall", "processor"]
 THRESHOLD: Final = 0.05
+PAIRS: Final = 4
+"""Processes of each checkout per way: two that run the same code differ by some per cent throughout, by where their
+memory happens to lie, so one pair alone would tell of differences that are none."""
 WAYS: Final = ("torch", "onnx", "onnx-int8", "openvino", "openvino-int8")
-EFFORT: Final = Effort(rounds=20, round_seconds=0.1)
+EFFORT: Final = Effort(rounds=6, round_seconds=0.1)
 NETWORKS: Final = (
     Entry("demo", "demo student", "demo", "mobilevitv2_050", 128),
     Entry("small", "small teacher", "demo", "tf_efficientnet_b0", 128),
@@ -68,6 +71,7 @@ def compare_trees(
     here: Path = ROOT,
     networks: Sequence[Entry] = NETWORKS,
     effort: Effort = EFFORT,
+    pairs: int = PAIRS,
     threads: int = 1,
 ) -> list[Comparison]:
     """Measure two checkouts in turns.
@@ -78,10 +82,11 @@ def compare_trees(
         progress: Told what goes on.
         here: The other one.
         networks: Small ones will do: it is code that is compared.
-        effort: Rounds of single crops.
+        effort: Rounds of single crops, for each pair of processes.
+        pairs: How often both checkouts' processes are started anew.
         threads: One by default, which other programs disturb least.
     """
-    progress.begin(len(networks) * (2 + len(ways) * (2 + effort.rounds)))
+    progress.begin(len(networks) * (2 + len(ways) * pairs * (2 + effort.rounds)))
     found = []
     forms = sorted({way.file for way in ways} | {"onnx"})
     with tempfile.TemporaryDirectory() as scratch:
@@ -94,8 +99,12 @@ def compare_trees(
                 except WorkerFailedError as error:
                     raise InputError(f"{entry.name} cannot be made by {tree}: {error}") from error
             for way in ways:
-                lanes = [Lane(made[name], way, entry.key) for name in ("base", "here")]
-                found.append(_race(lanes, effort, threads, progress))
+                raced = []
+                for _ in range(pairs):
+                    lanes = [Lane(made[name], way, entry.key) for name in ("base", "here")]
+                    _race(lanes, effort, threads, progress)
+                    raced.append(lanes)
+                found.append(_comparison(raced))
     return found
 
 
@@ -144,33 +153,42 @@ def _git(*arguments: str) -> None:
         raise InputError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
 
 
-def _race(lanes: Sequence[Lane], effort: Effort, threads: int, progress: Progress) -> Comparison:
-    base, here = lanes
-    title = here.made.entry.title
+def _race(lanes: Sequence[Lane], effort: Effort, threads: int, progress: Progress) -> None:
+    title = f"{lanes[0].made.entry.title}, {lanes[0].way.title}"
     rng = np.random.default_rng(0)
     try:
         for lane in lanes:
             lane.start(threads)
         for lane in lanes:
-            progress.step(f"{title}, {here.way.title}: opening")
+            progress.step(f"{title}: opening")
             lane.open(threads)
         for number in range(effort.rounds):
-            progress.step(f"{title}, {here.way.title}: round {number + 1} of {effort.rounds}")
-            for place in rng.permutation(2):
+            progress.step(f"{title}: round {number + 1} of {effort.rounds}")
+            for place in rng.permutation(len(lanes)):
                 lanes[place].time_singles(effort)
     finally:
         for lane in lanes:
             lane.finish()
-    for name, lane in (("base", base), ("here", here)):
-        if lane.reason is not None:
-            return Comparison(title, here.way.name, reason=f"{name}: {lane.reason}")
-    medians = [np.array([np.median(part) for part in lane.rounds]) for lane in lanes]
+
+
+def _comparison(raced: Sequence[Sequence[Lane]]) -> Comparison:
+    """Of pairs of lanes, base and here."""
+    network, way = raced[0][0].made.entry.title, raced[0][0].way.name
+    for lanes in raced:
+        for name, lane in zip(("base", "here"), lanes, strict=True):
+            if lane.reason is not None:
+                return Comparison(network, way, reason=f"{name}: {lane.reason}")
+    # drawn again are whole pairs: the rounds of one are alike
     return Comparison(
-        title,
-        here.way.name,
-        wall=ratio(medians[1], medians[0]),
-        processor=ratio(np.array(here.core), np.array(base.core)),
+        network,
+        way,
+        wall=quantile([_medians(here) / _medians(base) for base, here in raced], 0.5),
+        processor=quantile([np.array(here.core) / np.array(base.core) for base, here in raced], 0.5),
     )
+
+
+def _medians(lane: Lane) -> Seconds:
+    return np.array([np.median(part) for part in lane.rounds])
 
 
 def _said(found: Ratio | None) -> str:

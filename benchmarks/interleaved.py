@@ -115,7 +115,7 @@ def ratio_across(
     return Ratio(float(np.median(first) / np.median(second)), float(low), float(high))
 
 
-def quantile(rounds: Sequence[Sequence[float]], share: float, *, seed: int = 0) -> Ratio:
+def quantile(rounds: Sequence[Sequence[float] | Seconds], share: float, *, seed: int = 0) -> Ratio:
     """A quantile of all samples, with the 95 % interval of drawing whole rounds again: one round's samples are alike.
 
     Args:

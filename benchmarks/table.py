@@ -22,7 +22,7 @@ from benchmarks.machine import environment
 from benchmarks.progress import Progress
 from benchmarks.table_heat import Made, milliseconds, run_heat
 from benchmarks.table_plan import Effort, Entry
-from benchmarks.table_ratios import ratios_of
+from benchmarks.table_ratios import process_spread, ratios_of
 from benchmarks.table_result import EndToEnd, Interval, Network, Row, Table, Training
 from benchmarks.ways import ANCHOR, Way
 from benchmarks.worker_process import ROOT, Worker, WorkerFailedError
@@ -116,6 +116,7 @@ def run(
         training=training,
         end_to_end=ends,
         ratios=ratios_of(networks, rows, training),
+        process_spread=process_spread(networks, rows),
     )
 
 

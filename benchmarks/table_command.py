@@ -117,7 +117,9 @@ def run_networks(
     return "\n\n".join(parts)
 
 
-def run_compare(base: str, ways: Sequence[str] | None, rounds: int, threshold: float, clock: Clock) -> bool:
+def run_compare(
+    base: str, ways: Sequence[str] | None, pairs: int, rounds: int, threshold: float, clock: Clock
+) -> bool:
     """Compare this checkout with a revision and print what was found; returns whether nothing is slower.
 
     Raises:
@@ -126,7 +128,7 @@ def run_compare(base: str, ways: Sequence[str] | None, rounds: int, threshold: f
     chosen = choose_ways(ways or COMPARED_WAYS, gpu=False)
     effort = replace(COMPARED_EFFORT, rounds=rounds)
     with checked_out(base) as tree, Progress() as progress:
-        found = compare_trees(tree, chosen, progress, effort=effort)
+        found = compare_trees(tree, chosen, progress, effort=effort, pairs=pairs)
     sys.stdout.write(f"{markdown(found, base, threshold, clock)}\n")
     return not any(item.is_slower(threshold, clock) for item in found)
 

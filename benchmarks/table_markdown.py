@@ -26,7 +26,7 @@ def summary(table: Table) -> str:
     return "\n\n".join(
         (
             _headline(table),
-            "**Ratios** at batch 1 (95 % bootstrap interval over rounds; a speed over 1 means that the student is "
+            f"**Ratios** at batch 1 (95 % interval: {_interval_text(table)}; a speed over 1 means that the student is "
             "faster; the control is the same network twice, so it must be 1):\n\n" + _ratios_by_way(table),
             "**Networks**; the AUC is what each checkpoint says of itself, on self-blended validation faces:\n\n"
             + _networks(table),
@@ -41,8 +41,8 @@ def full(table: Table) -> str:
         "# Teacher against student",
         _headline(table),
         _machine(table),
-        "## Ratios\n\nSpeed over 1: the second is faster. Memory: the second's share of the first's.\n\n"
-        + _ratios(table),
+        "## Ratios\n\nSpeed over 1: the second is faster. Memory: the second's share of the first's. 95 % interval: "
+        f"{_interval_text(table)}.\n\n" + _ratios(table),
         "## Networks\n\n" + _networks(table),
         "## Milliseconds per crop, batch 1, SingleStream-like\n\nMedian; the rows below give intervals.\n\n"
         + _latencies(table),
@@ -83,6 +83,15 @@ def _machine(table: Table) -> str:
     return (
         f"{where['machine']}; governor: {where['governor']}; memory {where['memory_mib']} MiB; load average at the "
         f"start {where['load_average']}; git {where['git']}. {versions}. GPU: {told}"
+    )
+
+
+def _interval_text(table: Table) -> str:
+    rounds = "bootstrap over rounds"
+    if table.process_spread is None:
+        return rounds
+    return (
+        f"{rounds}, and the {table.process_spread:.1%} by which processes of one network were found to differ"
     )
 
 

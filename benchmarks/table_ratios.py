@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -20,6 +21,8 @@ from benchmarks.table_result import (
 )
 
 _MEMORY_SLACK: Final = 1.1
+_DEVIATIONS: Final = 2
+"""Standard deviations on either side that hold 95 %."""
 PAIRS: Final = (
     ("teacher", "stage2", "teacher / student"),
     ("teacher", "student-380", "teacher / student at the teacher's size"),
@@ -39,30 +42,121 @@ ACROSS: Final = (
 def ratios_of(
     networks: Sequence[Network], rows: Sequence[Row], training: Sequence[Training]
 ) -> tuple[Ratio, ...]:
-    """Every ratio that the rows allow."""
+    """Every ratio that the rows allow.
+
+    An interval holds what differs from round to round, by drawing the rounds again, and what differs from process to
+    process (`process_spread`), which stays the same in all of a row's rounds.
+    """
     at = {(row.network, row.way): row for row in rows if row.reason is None}
-    return (*_in_one_way(networks, at), *_across(at), *_of_training(training))
+    spread = process_spread(networks, rows) or 0.0
+    found = (*_in_one_way(networks, at), *_across(at), *_of_training(training))
+    return tuple(
+        _widened(item, _memory_spread(networks, at, item.way) if item.what == "memory" else spread)
+        for item in found
+    )
 
 
-def disagreements(first: Iterable[Ratio], second: Iterable[Ratio]) -> list[str]:
+def process_spread(networks: Sequence[Network], rows: Sequence[Row]) -> float | None:
+    """`twin_spread` of the time for a crop."""
+    return twin_spread(networks, {(row.network, row.way): row.round_ms for row in rows if row.reason is None})
+
+
+def twin_spread(
+    networks: Sequence[Network], figures: Mapping[tuple[str, str], Sequence[float]]
+) -> float | None:
+    """How far processes lie apart that run the same network in the same way.
+
+    Two such processes differ by some per cent throughout, by where their memory happens to lie. The table holds several
+    networks more than once (its controls), so this is measured, not guessed.
+
+    Args:
+        networks: Of the table.
+        figures: Of each network and way, as many as there were rounds.
+
+    Returns:
+        Standard deviation of the figure's logarithm, pooled over the ways: 0.02 for 2 %. None where no network
+        stands in the table twice.
+    """
+    twins: dict[tuple[str, int], list[str]] = {}
+    for network in networks:
+        twins.setdefault((network.name, network.image_size), []).append(network.key)
+    squares, freedom = 0.0, 0
+    for way in dict.fromkeys(way for _, way in figures):
+        for keys in twins.values():
+            logs = np.log([figures[key, way] for key in keys if (key, way) in figures])  # [process, round]
+            if len(logs) > 1:
+                apart = np.median(logs - logs.mean(0), axis=1)
+                squares += float((apart**2).sum())
+                freedom += len(logs) - 1
+    return float(np.sqrt(squares / freedom)) if freedom else None
+
+
+def _memory_spread(networks: Sequence[Network], at: dict[tuple[str, str], Row], way: str) -> float:
+    """Of all ways of the same library: PyTorch's allocations differ by a tenth, OpenVINO's by nothing."""
+    library = way.partition("-")[0]
+    figures = {
+        place: (row.memory[kind],)
+        for place, row in at.items()
+        if place[1].partition("-")[0] == library and row.memory.get(kind := _memory_kind(row))
+    }
+    return twin_spread(networks, figures) or 0.0
+
+
+def _widened(item: Ratio, spread: float) -> Ratio:
+    """The interval with what differs between the processes that took part, within `_DEVIATIONS` of it."""
+    if item.what == "training memory":
+        return item
+    processes = 4 if " / " in item.way else 2  # across ways each has an anchor beside it
+    margin = _DEVIATIONS * spread * math.sqrt(processes)
+    below = math.hypot(math.log(item.value / item.low), margin)
+    above = math.hypot(math.log(item.high / item.value), margin)
+    return item.model_copy(
+        update={"low": item.value * math.exp(-below), "high": item.value * math.exp(above)}
+    )
+
+
+def disagreements(first: Iterable[Ratio], second: Sequence[Ratio]) -> list[str]:
     """Ratios of two runs whose intervals do not overlap, said in a line each.
 
-    Memory is read once per row and has no interval; a tenth is let pass.
+    Memory is read once per row, so it has no interval over rounds; a tenth more is let pass.
     """
-    known = {(item.what, item.first, item.second, item.way): item for item in second}
     lines = []
     for one in first:
-        other = known.get((one.what, one.first, one.second, one.way))
+        other = _counterpart(one, second)
         slack = _MEMORY_SLACK if "memory" in one.what else 1.0
         if other is not None and (one.high * slack < other.low or other.high * slack < one.low):
             lines.append(f"{one.what}, {one.title}, {one.way}: {said(one)} and {said(other)}")
     return lines
 
 
+def agreement(first: Sequence[Ratio], second: Sequence[Ratio]) -> str:
+    """How well two runs agree, in a sentence or two."""
+    pairs = [(one, other) for one in first if (other := _counterpart(one, second)) is not None]
+    lines = disagreements(first, second)
+    speeds = sorted(abs(math.log(other.value / one.value)) for one, other in pairs if one.what == "speed")
+    apart = (
+        f" The speeds differ by {math.expm1(speeds[len(speeds) // 2]):.0%} at the median and "
+        f"{math.expm1(speeds[-1]):.0%} at most."
+        if speeds
+        else ""
+    )
+    told = (
+        "not: " + "; ".join(lines)
+        if lines
+        else "their intervals overlap; memory is let differ by a tenth more"
+    )
+    return f"of {len(pairs)} ratios {len(pairs) - len(lines)} agree ({told}).{apart}"
+
+
 def said(item: Ratio | Found) -> str:
     """A ratio with its interval."""
     value = item.median if isinstance(item, Found) else item.value
     return f"{value:.2f} ({item.low:.2f} to {item.high:.2f})"
+
+
+def _counterpart(one: Ratio, run: Iterable[Ratio]) -> Ratio | None:
+    of_it = (one.what, one.first, one.second, one.way)
+    return next((item for item in run if (item.what, item.first, item.second, item.way) == of_it), None)
 
 
 def _in_one_way(networks: Sequence[Network], at: dict[tuple[str, str], Row]) -> Iterator[Ratio]:
@@ -97,7 +191,7 @@ def _speed(title: str, one: Row, other: Row, way: str, published: bool) -> Ratio
 
 
 def _memory(title: str, one: Row, other: Row, way: str, published: bool) -> Ratio | None:
-    kind = "torch_peak" if "torch_peak" in one.memory else "running_1"
+    kind = _memory_kind(one)
     if not one.memory.get(kind) or not other.memory.get(kind):
         return None
     value = other.memory[kind] / one.memory[kind]
@@ -112,6 +206,10 @@ def _memory(title: str, one: Row, other: Row, way: str, published: bool) -> Rati
         high=value,
         published=PUBLISHED_MEMORY if published else None,
     )
+
+
+def _memory_kind(row: Row) -> str:
+    return "torch_peak" if "torch_peak" in row.memory else "running_1"
 
 
 def _across(at: dict[tuple[str, str], Row]) -> Iterator[Ratio]:

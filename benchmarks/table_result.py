@@ -153,7 +153,12 @@ class Ratio(_Model):
 
 
 class Table(_Model):
-    """The whole result."""
+    """The whole result.
+
+    Attributes:
+        process_spread: How far two processes of the same network lie apart, as a share of their time; see
+            `table_ratios.process_spread`. The ratios' intervals hold it.
+    """
 
     schema_version: Literal[1] = 1
     benchmark: Literal["table"] = "table"
@@ -165,6 +170,7 @@ class Table(_Model):
     training: tuple[Training, ...] = ()
     end_to_end: tuple[EndToEnd, ...] = ()
     ratios: tuple[Ratio, ...] = ()
+    process_spread: float | None = None
 
     def network(self, key: str) -> Network:
         """A network by its key."""

@@ -12,8 +12,8 @@ from benchmarks.interleaved import ratio, ratio_across
 from benchmarks.network_cost import cost_of
 from benchmarks.table_heat import milliseconds
 from benchmarks.table_plan import choose_ways, entries, named
-from benchmarks.table_ratios import disagreements
-from benchmarks.table_result import Ratio
+from benchmarks.table_ratios import agreement, disagreements, process_spread, ratios_of
+from benchmarks.table_result import Network, Ratio, Row
 from pipeline.errors import InputError
 from training.networks import NetworkSpec, build_from_spec
 
@@ -81,6 +81,43 @@ def test_runs_that_do_not_agree_are_told() -> None:
     assert disagreements([item(0.6, 0.6, what="memory")], [item(0.7, 0.7, what="memory")])
     (line,) = disagreements([item(1, 1.2)], [item(1.3, 1.5)])
     assert "1.10 (1.00 to 1.20) and 1.40 (1.30 to 1.50)" in line
+    told = agreement([item(1, 1.2), item(1, 1.2, "torch")], [item(1.3, 1.5), item(1.1, 1.3, "torch")])
+    assert told.startswith(f"of 2 ratios 1 agree (not: {line}). The speeds differ by 27% at the median")
+
+
+def test_intervals_hold_what_differs_between_processes_of_one_network() -> None:
+    """Rows of noise that stays the same in all rounds, as a process's memory layout does."""
+    rng = np.random.default_rng(2)
+    times = {"teacher": 20.0, "stage1": 10.0, "stage2": 10.0, "demo-stage1": 1.0, "demo-stage2": 1.0}
+    networks = [network(key, f"takes {ms}") for key, ms in times.items()]
+    held = []
+    for _ in range(100):
+        rows = [
+            Row(
+                network=key,
+                way=way,
+                round_ms=tuple(ms * rng.lognormal(0, 0.03) * rng.lognormal(0, 0.002, 10)),
+            )
+            for key, ms in times.items()
+            for way in ("torch", "onnx", "openvino")
+        ]
+        found = [
+            item for item in ratios_of(networks, rows, ()) if (item.first, item.what) == ("teacher", "speed")
+        ]
+        held += [item.low < 2 < item.high for item in found]
+    assert 0.85 < np.mean(held) < 1  # by the rounds alone, about one in ten
+
+
+def test_no_network_twice_tells_nothing_about_processes() -> None:
+    rows = [Row(network=key, way="onnx", round_ms=(1.0, 1.1)) for key in ("teacher", "stage2")]
+    assert process_spread([network("teacher", "b4"), network("stage2", "mobilevit")], rows) is None
+
+
+def network(key: str, name: str) -> Network:
+    return Network(
+        key=key, title=key, group="full", name=name, image_size=64, parameters=1, gmacs=1, mactivations=1,
+        weights="random", stage="none", val_auc=None, bytes={},
+    )  # fmt: skip
 
 
 def test_the_plan_has_the_method_s_networks_and_any_rival() -> None:
