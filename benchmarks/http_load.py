@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
+import uvicorn
 
 MOST_WAITING_S = 60.0
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,12 @@ class Connection:
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None
+
+
+def run_loop(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run a load in the event loop that servers use: the client takes its processor time from the same cores."""
+    with asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner:
+        return runner.run(work)
 
 
 async def closed_loop(port: int, requests: Sequence[Request], at_once: int, seconds: float) -> Load:

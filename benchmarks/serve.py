@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from benchmarks.http_load import Connection, Load, Request, closed_loop, open_loop
+from benchmarks.http_load import Connection, Load, Request, closed_loop, open_loop, run_loop
 from benchmarks.machine import environment
 from benchmarks.serve_processes import Process, has_litserve, start_litserve, start_ours
 from benchmarks.serve_roads import BATCH, Bare, Road, open_bare
@@ -58,6 +57,7 @@ def run(
     bare = open_bare(opened, artefact)
     server = start_ours(bundle, bare.artefact, settings)
     try:
+        server.settle()
         result: dict[str, Any] = {
             **environment(),
             "bundle": opened.manifest.id,
@@ -75,7 +75,7 @@ def run(
             with _rival(bundle, bare, road, rival) as other:
                 result[road.name] = {
                     **_at_once(server, other, road, seconds, rounds),
-                    "alone": asyncio.run(_alone(server.port, road, alone)),
+                    "alone": run_loop(_alone(server.port, road, alone)),
                 }
         pictures = bare.roads[-1].requests
         if overload_seconds:
@@ -141,16 +141,29 @@ def _at_once(
     ours: list[Load] = []
     theirs: list[Load] = []
     road.at_once(0.5)
+    costs: dict[str, list[float]] = {"bare": [], "server": [], "client": []}
+
+    def bare() -> float:
+        started, used = time.perf_counter(), time.process_time()
+        rate = road.at_once(seconds / 2)
+        costs["bare"].append((time.process_time() - used) / (rate * (time.perf_counter() - started)))
+        return rate
+
     for _ in range(rounds):
-        before = road.at_once(seconds / 2)
-        ours.append(asyncio.run(closed_loop(server.port, road.requests, AT_ONCE, seconds)))
-        bare_rates.append((before + road.at_once(seconds / 2)) / 2)
+        before = bare()
+        used, served = time.process_time(), server.processor_seconds()
+        ours.append(run_loop(closed_loop(server.port, road.requests, AT_ONCE, seconds)))
+        items = max(1, len(ours[-1].accepted) * road.items)
+        costs["client"].append((time.process_time() - used) / items)
+        costs["server"].append((server.processor_seconds() - served) / items)
+        bare_rates.append((before + bare()) / 2)
         if other is not None:
-            theirs.append(asyncio.run(closed_loop(other.port, road.rivals, AT_ONCE, seconds)))
+            theirs.append(run_loop(closed_loop(other.port, road.rivals, AT_ONCE, seconds)))
     rates = np.array([load.throughput * road.items for load in ours])
     result = {
         "share_of_bare": _interval(rates / bare_rates),
         "bare_per_second": float(np.median(bare_rates)),
+        "processor_ms": {name: float(np.median(values) * 1000) for name, values in costs.items()},
         "busy": Load.of(ours).summary(),
     }
     if theirs:
@@ -195,9 +208,9 @@ async def _alone(port: int, road: Road, count: int) -> dict[str, Any]:
 
 def _overload(server: Process, road: Sequence[Request], seconds: float) -> dict[str, Any]:
     """Three times what it can do, against what it does when just busy."""
-    at_capacity = asyncio.run(closed_loop(server.port, road, AT_ONCE, seconds * _AT_CAPACITY))
+    at_capacity = run_loop(closed_loop(server.port, road, AT_ONCE, seconds * _AT_CAPACITY))
     offered = 3 * at_capacity.throughput
-    load = asyncio.run(open_loop(server.port, road, offered, seconds))
+    load = run_loop(open_loop(server.port, road, offered, seconds))
     own, usual = load.percentile(0.99), at_capacity.percentile(0.99)
     return {
         **load.summary(),
@@ -216,9 +229,9 @@ def _growth(server: Process, road: Sequence[Request], requests: int) -> dict[str
             parts.append(await closed_loop(server.port, road, AT_ONCE, 2.0))
         return Load.of(parts)
 
-    asyncio.run(send(requests // 10))
+    run_loop(send(requests // 10))
     before = server.memory_of_itself()
-    load = asyncio.run(send(requests - requests // 10))
+    load = run_loop(send(requests - requests // 10))
     return {
         "requests": requests,
         "before_mib": _mib(before),

@@ -19,6 +19,8 @@ from pipeline.errors import InputError
 
 _ROOT = Path(__file__).resolve().parent.parent
 _LONGEST_START_S = 120.0
+_SETTLED_S, _IDLE = 1.0, 0.05
+"""A server that took less than this share of a processor for so many seconds does nothing."""
 
 
 class Process:
@@ -54,6 +56,20 @@ class Process:
     def memory_of_itself(self) -> int:
         """Resident bytes without the processes it started (of ours: decoders of videos)."""
         return int(psutil.Process(self._process.pid).memory_info().rss)
+
+    def processor_seconds(self) -> float:
+        """Processor time of the process so far, all cores together, without the processes it started."""
+        times = psutil.Process(self._process.pid).cpu_times()
+        return float(times.user + times.system)
+
+    def settle(self) -> None:
+        """Wait until it does nothing any more: after it is ready, ours tries batch sizes."""
+        quiet_since, spent = time.perf_counter(), self.processor_seconds()
+        while time.perf_counter() - quiet_since < _SETTLED_S:
+            time.sleep(0.05)
+            now = self.processor_seconds()
+            if now - spent > _IDLE * _SETTLED_S:
+                quiet_since, spent = time.perf_counter(), now
 
     def close(self) -> None:
         """Stop it."""

@@ -56,6 +56,12 @@ class OnnxRuntime:
         options.inter_op_num_threads = 1
         # Spinning threads burn the cores that decode and find faces.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Memory planned ahead for each size is kept beside that of the first run, and its places are less often in the
+        # processor's caches: mobilevitv2_200 at 256 px takes 42 MiB less without.
+        options.enable_mem_pattern = False
+        # Work is handed out in small pieces: a thread that is kept off its core for a moment then holds up the others
+        # less, and the server's own thread does that all the time.
+        options.add_session_config_entry("session.dynamic_block_base", "4")
         level = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
         try:

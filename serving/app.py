@@ -35,10 +35,11 @@ def create_app(service: Service) -> ASGIApp:
     )
     app.state.service = service
     problems.install(app)
-    # looked through in this order for every request: those that are called most stand first
+    # looked through in this order for every request: those that are called most stand first, and as the app's own, for
+    # in an included router FastAPI looks twice
     for module in (routes_media, routes_tensors, routes_video, routes_health):
-        app.include_router(module.router)
-    app.include_router(page_router())
+        app.router.routes.extend(module.router.routes)
+    app.router.routes.extend(page_router().routes)
     if service.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

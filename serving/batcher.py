@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from pipeline.runtime import Answer, Crops, Runtime
-from serving.batches import batch_size, pad, paying_buckets
+from serving.batches import SizeSearch, batch_size, pad, timed
 from serving.logs import event
 from serving.metrics import Metrics
 from serving.problems import ProblemError
@@ -22,6 +23,10 @@ from serving.runtime_thread import RuntimeThread
 
 _LOAD_TIMEOUT_S = 120.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
+_TRIED_AT_START_S = 0.3
+"""So long sizes are tried before a server is ready; those of slow networks are tried when nobody waits."""
+_TRIED_AT_LEAST_EVERY_S = 5.0
+"""Where somebody always waits, a size is tried all the same so often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +36,9 @@ class BatchPolicy:
     Attributes:
         buckets: Batch sizes the network is run with, ascending; other sizes would make a runtime plan and
             allocate anew.
-        find_out: Try the sizes at start and keep those that make a crop cheaper.
-        clock: By which they are compared.
+        find_out: Try the sizes and keep those that make a crop cheaper.
+        on_processors: The network runs on processors, whose time counts when sizes are compared.
+        most_bytes: Memory that larger sizes may take beyond a single crop's.
         max_wait_s: How long a crop waits for others that were announced.
         capacity: Most crops waiting.
         infer_timeout_s: After this a runtime counts as hung.
@@ -42,7 +48,8 @@ class BatchPolicy:
 
     buckets: tuple[int, ...]
     find_out: bool = False
-    clock: Callable[[], float] = time.perf_counter
+    on_processors: bool = False
+    most_bytes: float = math.inf
     max_wait_s: float = 0.004
     capacity: int = 1024
     infer_timeout_s: float = 30.0
@@ -82,7 +89,9 @@ class Batcher:
         self._open = open_runtime
         self._size = image_size
         self._policy = policy
-        self._buckets = policy.buckets
+        self._search = SizeSearch(policy.buckets, policy.most_bytes) if policy.find_out else None
+        self._tried = 0.0
+        self._buckets = policy.buckets if self._search is None else self._search.sizes
         self._metrics = metrics
         self._waiting: deque[_Item] = deque()
         self._arrived = asyncio.Event()
@@ -99,7 +108,7 @@ class Batcher:
         return self._up > 0
 
     async def start(self) -> None:
-        """Load and warm up every runtime with every batch size.
+        """Load every runtime and warm it up with every batch size, or with those that can be tried quickly.
 
         Raises:
             InputError: It cannot be loaded.
@@ -107,10 +116,9 @@ class Batcher:
         for number in range(self._policy.replicas):
             thread = RuntimeThread(f"runtime-{number}")
             try:
-                if self._policy.find_out and not number:
+                if self._search is not None and not number:
                     runtime = await self._load(thread, ())
-                    self._buckets = await thread.call(partial(self._paying, runtime), _LOAD_TIMEOUT_S)
-                    event("batch sizes found", sizes=self._buckets)
+                    await self._try_quick_sizes(thread, runtime, self._search)
                 else:
                     runtime = await self._load(thread, self._buckets)
             except BaseException:
@@ -119,12 +127,6 @@ class Batcher:
                 raise
             self._up += 1
             self._tasks.append(asyncio.create_task(self._serve(number, thread, runtime)))
-
-    def _paying(self, runtime: Runtime) -> tuple[int, ...]:
-        def run(size: int) -> None:
-            runtime.run(np.zeros((size, self._size, self._size, 3), np.uint8))
-
-        return paying_buckets(run, self._buckets, self._policy.clock)
 
     async def close(self) -> None:
         """Stop; what still waits is refused."""
@@ -195,9 +197,13 @@ class Batcher:
         """One replica: gather, run, hand out; replace the runtime when it fails."""
         try:
             while True:
-                batch = await self._gather()
-                if not batch or await self._run(thread, runtime, batch):
-                    continue
+                if number == 0 and self._search is not None and self._may_try(self._search):
+                    if await self._try_between(thread, runtime, self._search):
+                        continue
+                else:
+                    batch = await self._gather()
+                    if not batch or await self._run(thread, runtime, batch):
+                        continue
                 self._up -= 1
                 thread.abandon()
                 thread, runtime = await self._replace(number)
@@ -250,9 +256,7 @@ class Batcher:
                 _fail(item, _unavailable())
             raise
         except Exception as error:  # noqa: BLE001 - whatever a runtime throws, it is not trusted again
-            reason = "hung" if isinstance(error, TimeoutError) else "threw"
-            self._metrics.replaced.labels(reason).inc()
-            event(f"runtime {reason}", level=logging.ERROR, error=error, crops=len(crops))
+            self._note_failure(error, len(crops))
             for item in batch:
                 _fail(item, _unavailable())
             return False
@@ -260,6 +264,46 @@ class Batcher:
         self._metrics.batch_size.observe(len(crops))
         _hand_out(batch, answer, started, time.perf_counter())
         return True
+
+    def _note_failure(self, error: Exception, crops: int) -> None:
+        reason = "hung" if isinstance(error, TimeoutError) else "threw"
+        self._metrics.replaced.labels(reason).inc()
+        event(f"runtime {reason}", level=logging.ERROR, error=error, crops=crops)
+
+    async def _try_quick_sizes(self, thread: RuntimeThread, runtime: Runtime, search: SizeSearch) -> None:
+        end = time.perf_counter() + _TRIED_AT_START_S
+        while search.next is not None and time.perf_counter() + search.expected_s < end:
+            await self._try(search.next, thread, runtime, search, _LOAD_TIMEOUT_S)
+
+    def _may_try(self, search: SizeSearch) -> bool:
+        """Whether to try a batch size now instead of running what waits."""
+        if search.next is None:
+            return False
+        idle = not self._prune() and not self._coming
+        return idle or time.perf_counter() - self._tried > _TRIED_AT_LEAST_EVERY_S
+
+    async def _try_between(self, thread: RuntimeThread, runtime: Runtime, search: SizeSearch) -> bool:
+        """Try a size between two batches; False if the runtime must be replaced, and no more is tried then."""
+        assert search.next is not None  # noqa: S101 - the caller has asked
+        try:
+            await self._try(search.next, thread, runtime, search, self._policy.infer_timeout_s)
+        except Exception as error:  # noqa: BLE001 - as in `_run`
+            self._note_failure(error, search.next)
+            self._search = None
+            return False
+        return True
+
+    async def _try(
+        self, size: int, thread: RuntimeThread, runtime: Runtime, search: SizeSearch, timeout: float
+    ) -> None:
+        crops = np.zeros((size, self._size, self._size, 3), np.uint8)
+        work = partial(timed, lambda: runtime.run(crops), on_processors=self._policy.on_processors)
+        search.tell(await thread.call(work, timeout))
+        self._tried = time.perf_counter()
+        self.last_success = time.monotonic()
+        self._buckets = search.sizes
+        if search.next is None:
+            event("batch sizes found", sizes=self._buckets)
 
     async def _replace(self, number: int) -> tuple[RuntimeThread, Runtime]:
         pause = _FIRST_PAUSE_S

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.runtime import Crops
+from serving.memory import resident_bytes
 
 MOST_TRIED = 16
 """Largest size that is tried where none is set."""
 _MOST_PADDING = 0.25
 """A batch is filled up to the next size where at most this share of it would be filling."""
 _WORTH = 0.97
-"""Larger sizes are kept where a crop takes at most this share of its time alone."""
-_BOUND_S = 0.05
-"""A network that takes longer than this for one crop is bound by its arithmetic, not by calls: larger batches would
-cost memory and win nothing (measured: mobilevitv2_200 at 256 px on two cores, 0.18 s of processor time per crop from 1
-to 8 at once, 100 MiB more for each)."""
-_LONGEST_S = 0.15
-"""No batch is tried that would take longer: everybody else waits for it."""
+"""Larger sizes are kept where a crop costs at most this share of what it costs alone."""
+LONGEST_S = 0.6
+"""No size is tried that would take longer. Who comes while a batch runs would have stood behind its crops anyway and
+gains; but the crops of one batch wait for each other, and an answer should not take much more than half a second
+longer for it."""
 _CALL_S = 0.0004
 """What each run costs beside the network's own time: a thread is woken, then the event loop."""
 _TRIALS = 3
-_BEYOND_DOUBT = 2
+_LONG_S = 0.05
+"""One run of at least this length on the clock is enough: a bad moment of the machine is a small part of it."""
 
 
 def buckets_up_to(most: int) -> tuple[int, ...]:
@@ -35,49 +37,92 @@ def buckets_up_to(most: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys([*sizes, most]))
 
 
-def wall_and_processor() -> float:
-    """Seconds of both clocks together.
+@dataclass(frozen=True, slots=True)
+class Took:
+    """What a run took.
 
-    Alone on a machine, small runs wait most of their time for threads to wake, which processor time does not show; on
-    a busy machine the wall's clock shows the neighbours, and processor time does not.
+    Attributes:
+        seconds: On the wall's clock.
+        cost: By which sizes are compared: on processors both clocks together. Alone on a machine, small runs wait most
+            of their time for threads to wake, which processor time does not show; on a busy machine the wall's clock
+            shows the neighbours, and processor time does not.
+        grown: Bytes by which the process grew meanwhile.
     """
-    return time.perf_counter() + time.process_time()
+
+    seconds: float
+    cost: float
+    grown: int = 0
 
 
-def paying_buckets(
-    run: Callable[[int], object], candidates: Sequence[int], clock: Callable[[], float] = time.perf_counter
-) -> tuple[int, ...]:
-    """The sizes up to the one in which a crop is cheapest; the smallest alone where that wins nothing.
+def timed(work: Callable[[], object], *, on_processors: bool) -> Took:
+    """Run something and say what it took."""
+    before, wall, processor = resident_bytes(), time.perf_counter(), time.process_time()
+    work()
+    seconds = time.perf_counter() - wall
+    cost = seconds + (time.process_time() - processor if on_processors else 0.0)
+    return Took(seconds, cost, max(0, resident_bytes() - before))
+
+
+class SizeSearch:
+    """Finds the batch sizes that pay, one run at a time, so that whoever has the runtime decides when.
 
     Args:
-        run: Runs the network on so many crops.
-        candidates: Ascending.
-        clock: Seconds; `wall_and_processor` where the network runs on processors.
+        candidates: Sizes, ascending; the smallest is always used.
+        most_bytes: None is tried that would take more memory than this beyond the smallest. A runtime keeps what its
+            largest batch took: 66 MiB a crop of mobilevitv2_200 at 256 px.
     """
-    smallest = candidates[0]
-    per_crop = {smallest: (_seconds(run, smallest, clock) + _CALL_S) / smallest}
-    for size in candidates[1:]:
-        if per_crop[smallest] > _BOUND_S or size * min(per_crop.values()) > _LONGEST_S:
-            break
-        per_crop[size] = (_seconds(run, size, clock) + _CALL_S) / size
-    # the cheapest of all and not the first that does not pay: one bad moment of the machine would decide
-    best = min(per_crop, key=per_crop.__getitem__)
-    if per_crop[best] > _WORTH * per_crop[smallest]:
-        best = smallest
-    return tuple(size for size in per_crop if size <= best)
 
+    def __init__(self, candidates: Sequence[int], most_bytes: float = math.inf) -> None:
+        self._candidates = candidates
+        self._most_bytes = most_bytes
+        self._bytes_per_crop: float | None = None
+        self._per_crop: dict[int, float] = {}
+        self._fastest = 0.0
+        self._runs: list[Took] = []
 
-def _seconds(run: Callable[[int], object], size: int, clock: Callable[[], float]) -> float:
-    """Best of a few runs after one that warms up; of one where that is far beyond doubt, so that starting is quick."""
-    run(size)
-    best = float("inf")
-    for _ in range(_TRIALS):
-        started = clock()
-        run(size)
-        best = min(best, clock() - started)
-        if best > _BEYOND_DOUBT * size * _BOUND_S:
-            break
-    return best
+    @property
+    def next(self) -> int | None:
+        """The size to run next; None when all that may be worth it were tried."""
+        place = len(self._per_crop)
+        if place == len(self._candidates) or self.expected_s > LONGEST_S:
+            return None
+        size = self._candidates[place]
+        if (size - self._candidates[0]) * (self._bytes_per_crop or 0.0) > self._most_bytes:
+            return None
+        return size
+
+    @property
+    def expected_s(self) -> float:
+        """How long the next run may take; 0 while nothing is known."""
+        place = min(len(self._per_crop), len(self._candidates) - 1)
+        return self._candidates[place] * self._fastest
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of those tried, the ones up to the one in which a crop is cheapest; the smallest where none is."""
+        costs = self._per_crop
+        smallest = self._candidates[0]
+        if not costs:
+            return (smallest,)
+        # the cheapest of all and not the first that does not pay: one bad moment of the machine would decide
+        best = min(costs, key=costs.__getitem__)
+        if costs[best] > _WORTH * costs[smallest]:
+            best = smallest
+        return tuple(size for size in costs if size <= best)
+
+    def tell(self, took: Took) -> None:
+        """What a run of the `next` size took. The first run of a size warms up and does not count."""
+        if self._bytes_per_crop is None:
+            self._bytes_per_crop = took.grown / self._candidates[0]
+        self._runs.append(took)
+        counting = self._runs[1:]
+        if len(counting) < _TRIALS and not (counting and took.seconds >= _LONG_S):
+            return
+        size = self._candidates[len(self._per_crop)]
+        self._per_crop[size] = (min(run.cost for run in counting) + _CALL_S) / size
+        seconds = min(run.seconds for run in counting) / size
+        self._fastest = min(self._fastest or seconds, seconds)
+        self._runs.clear()
 
 
 def batch_size(waiting: int, buckets: Sequence[int]) -> int:

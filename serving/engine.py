@@ -13,9 +13,9 @@ from pipeline.bundle import Bundle, open_bundle
 from pipeline.runtime import Runtime, open_artefact
 from serving.artefacts import Opened, open_best
 from serving.batcher import Batcher, BatchPolicy
-from serving.batches import MOST_TRIED, buckets_up_to, wall_and_processor
+from serving.batches import MOST_TRIED, buckets_up_to
 from serving.logs import event
-from serving.memory import give_back
+from serving.memory import clear_away, give_back
 from serving.metrics import Metrics
 from serving.schemas import BundleUsed
 from serving.settings import Settings
@@ -37,7 +37,8 @@ class Engine:
         policy = BatchPolicy(
             buckets=buckets_up_to(min(most, opened.artefact.max_batch or most)),
             find_out=settings.max_batch is None,
-            clock=wall_and_processor if opened.artefact.runtime in _ON_PROCESSORS else time.perf_counter,
+            most_bytes=settings.batch_memory,
+            on_processors=opened.artefact.runtime in _ON_PROCESSORS,
             max_wait_s=settings.max_wait_ms / 1000,
             capacity=settings.max_inflight * settings.max_faces,
             infer_timeout_s=settings.infer_timeout_s,
@@ -52,7 +53,7 @@ class Engine:
 
     @classmethod
     async def open(cls, folder: Path, settings: Settings, metrics: Metrics) -> Engine:
-        """Check a bundle, load its network and run it once with every batch size.
+        """Check a bundle, load its network and run it.
 
         Raises:
             InputError: The bundle or its artefact cannot be used.
@@ -67,8 +68,6 @@ class Engine:
             event("artefact passed over", reason=reason)
         engine = cls(bundle, opened, settings, metrics)
         await engine.batcher.start()
-        # reading a graph leaves a copy of its weights behind: 70 MiB of mobilevitv2_200
-        give_back()
         return engine
 
     @contextlib.contextmanager
@@ -150,7 +149,7 @@ class Engines:
             self._metrics.serves(engine.used)
             event("bundle swapped", bundle=engine.used.id, artefact=engine.used.artefact)
             if old is not None:
-                self._spawn(old.close_when_unused())
+                self._spawn(_retire(old))
             return engine.used
 
     async def close(self) -> None:
@@ -176,11 +175,20 @@ class Engines:
                 await batcher.probe()
 
 
+async def _retire(engine: Engine) -> None:
+    await engine.close_when_unused()
+    del engine
+    clear_away()
+
+
 def _factory(bundle: Bundle, opened: Opened, threads: int) -> Callable[[], Runtime]:
     """Gives the runtime that is open already, then opens more."""
     first = [opened.runtime]
 
     def make() -> Runtime:
-        return first.pop() if first else open_artefact(bundle.folder, opened.artefact, threads=threads)
+        runtime = first.pop() if first else open_artefact(bundle.folder, opened.artefact, threads=threads)
+        # reading a graph leaves a copy of its weights behind: 70 MiB of mobilevitv2_200
+        give_back()
+        return runtime
 
     return make

@@ -210,7 +210,8 @@ class _Body:
             return await self._receive()
         allowed = self._settings.body_timeout_s + self._bytes / self._settings.body_bytes_per_s
         try:
-            message = await asyncio.wait_for(self._receive(), self._started + allowed - time.monotonic())
+            async with asyncio.timeout(self._started + allowed - time.monotonic()):
+                message = await self._receive()
         except TimeoutError:
             self.done()
             self._metrics.shed.labels("slow").inc()

@@ -15,6 +15,7 @@ import uvicorn
 from pipeline.errors import InputError
 from serving.app import create_app
 from serving.logs import configure, event
+from serving.memory import freeze
 from serving.protocol import impatient
 from serving.service import Service
 from serving.settings import Settings
@@ -38,6 +39,7 @@ async def _serve(settings: Settings) -> None:
         service = await Service.open(settings)
         try:
             server = DrainingServer(service)
+            freeze()
             await server.serve(sockets=[listener])
         finally:
             await service.close()

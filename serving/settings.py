@@ -48,6 +48,11 @@ class Settings(BaseModel):
     max_batch: int | None = Field(
         None, ge=1, le=1024, description="Most crops given to the network at once; none: as many as pay here."
     )
+    batch_memory: int = Field(
+        128 * MIB,
+        ge=0,
+        description="Memory that larger batches may take beyond a single crop's where max_batch is none.",
+    )
     max_wait_ms: float = Field(
         4.0, ge=0, le=1000, description="How long a crop waits for others that are on their way."
     )

@@ -11,7 +11,9 @@ import cv2
 import numpy as np
 import pytest
 import requests
+from fastapi.routing import APIRoute
 from numpy.typing import NDArray
+from starlette.routing import Route
 
 from pipeline.bundle import open_bundle
 from pipeline.runtime import open_artefact
@@ -37,6 +39,13 @@ def post_video(url: str, path: Path, query: str = "", **headers: str) -> request
             headers={"content-type": "video/mp4", **headers},
             timeout=TIMEOUT,
         )
+
+
+def test_a_request_s_route_is_looked_up_once(server: ServerThread) -> None:
+    app = server.server.config.app._app  # type: ignore[union-attr]
+    # FastAPI's own form of an included router looks twice: whether one of its routes fits, then which
+    assert {type(route) for route in app.routes} <= {Route, APIRoute}
+    assert len(app.routes) > 20
 
 
 def test_a_picture_as_body_and_as_form_gives_what_predict_gives(

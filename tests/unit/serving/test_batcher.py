@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -47,6 +48,9 @@ class Runtime:
         return [batch for batch in self.batches if any(batch)]
 
 
+_R = TypeVar("_R", bound=Runtime)
+
+
 def crops(*marks: int) -> Crops:
     return np.stack([np.full((SIDE, SIDE, 3), mark, np.uint8) for mark in marks])
 
@@ -60,11 +64,15 @@ def batcher_of(opened: Callable[[], Any], **policy: Any) -> Batcher:
     return Batcher(opened, SIDE, BatchPolicy(**given), Metrics())
 
 
-def play(scene: Callable[[Batcher, Runtime], Coroutine[Any, Any, None]], **policy: Any) -> None:
+def play(
+    scene: Callable[[Batcher, _R], Coroutine[Any, Any, None]],
+    kind: Callable[[], _R] = Runtime,  # type: ignore[assignment]
+    **policy: Any,
+) -> None:
     """Run a scene with a started batcher over one runtime that is opened again and again."""
 
     async def whole() -> None:
-        runtime = Runtime()
+        runtime = kind()
         batcher = batcher_of(lambda: runtime, **policy)
         await batcher.start()
         try:
@@ -299,6 +307,66 @@ def test_sizes_that_do_not_pay_are_not_used() -> None:
         await batcher.close()
 
     asyncio.run(asyncio.wait_for(scene(), 20))
+
+
+class Slow(Runtime):
+    """A tenth of a second for a call, and nothing for its crops: the larger the batch, the better."""
+
+    def run(self, crops: Crops) -> Answer:
+        time.sleep(0.1)
+        return super().run(crops)
+
+    def tried(self) -> list[int]:
+        """Sizes of the black batches."""
+        return [len(batch) for batch in self.batches if not any(batch)]
+
+
+def test_a_slow_network_is_ready_after_two_runs_and_tries_larger_sizes_when_nobody_waits() -> None:
+    async def scene(batcher: Batcher, runtime: Slow) -> None:
+        assert runtime.tried() == [1, 1]
+        assert marks_of(await batcher.run(crops(1, 2, 3))) == [1, 2, 3]
+        while len(runtime.tried()) < 8:
+            await asyncio.sleep(0.02)
+        await batcher.run(crops(*range(1, 9)))
+        assert len(runtime.served()[-1]) == 8
+        assert runtime.tried() == [1, 1, 2, 2, 4, 4, 8, 8]
+
+    play(scene, Slow, find_out=True)
+
+
+def test_a_slow_network_tries_larger_sizes_even_where_somebody_always_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serving.batcher._TRIED_AT_LEAST_EVERY_S", 0.25)
+
+    async def scene(batcher: Batcher, runtime: Slow) -> None:
+        async def client(mark: int) -> None:
+            while len(runtime.tried()) < 8:
+                await batcher.run(crops(mark))
+
+        await asyncio.gather(*(client(mark) for mark in range(1, 9)))
+        places = [place for place, batch in enumerate(runtime.batches) if not any(batch)]
+        # the first may find the queue empty; between the others requests were answered
+        assert all(after - before > 1 for before, after in itertools.pairwise(places[3:]))
+
+    play(scene, Slow, find_out=True)
+
+
+def test_a_size_that_the_runtime_cannot_run_is_not_tried_again() -> None:
+    class Small(Slow):
+        def run(self, crops: Crops) -> Answer:
+            if len(crops) > 2:
+                raise MemoryError("out of memory on the device")
+            return super().run(crops)
+
+    async def scene(batcher: Batcher, runtime: Slow) -> None:
+        while runtime.tried() != [1, 1, 2, 2, 1]:
+            await asyncio.sleep(0.02)
+        # the last one warmed up what replaced it
+        assert marks_of(await batcher.run(crops(1, 2, 3, 4))) == [1, 2, 3, 4]
+        assert runtime.served() == [[1, 2], [3, 4]]
+
+    play(scene, Small, find_out=True)
 
 
 def test_replicas_work_side_by_side() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import platform
+import time
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from pipeline.runtime import Crops
-from serving.batches import batch_size, buckets_up_to, pad, paying_buckets
+from serving.batches import SizeSearch, Took, batch_size, buckets_up_to, pad, timed
 
 
 def crops(*marks: int) -> Crops:
@@ -31,6 +35,15 @@ def test_padding_reaches_the_next_size() -> None:
     assert not pad(crops(7, 7, 7), (4,))[3].any()
 
 
+def searched(seconds_of: Callable[[int], float], candidates: tuple[int, ...] = (1, 2, 4, 8)) -> SizeSearch:
+    """A search that is over, of a network that takes so long for so many crops, and as much processor time."""
+    search = SizeSearch(candidates)
+    while search.next is not None:
+        seconds = seconds_of(search.next)
+        search.tell(Took(seconds, 2 * seconds))
+    return search
+
+
 @pytest.mark.parametrize(
     ("call_ms", "crop_ms", "kept"),
     [
@@ -40,35 +53,14 @@ def test_padding_reaches_the_next_size() -> None:
         (0.0, 20.0, (1,)),
         # time grows with the crops, but so little that the way to the network and back counts
         (0.0, 1.0, (1, 2, 4, 8)),
-        # eight at once would keep others waiting
-        (25.0, 20.0, (1, 2, 4)),
-        # slow networks are not even tried with more
-        (60.0, 0.0, (1,)),
+        # a network of a tenth of a second gains like a quick one
+        (20.0, 60.0, (1, 2, 4, 8)),
+        # eight at once would keep each other waiting
+        (40.0, 80.0, (1, 2, 4)),
     ],
 )
 def test_sizes_are_kept_while_they_pay(call_ms: float, crop_ms: float, kept: tuple[int, ...]) -> None:
-    now, tried = 0.0, set()
-
-    def run(size: int) -> None:
-        nonlocal now
-        tried.add(size)
-        now += (call_ms + crop_ms * size) / 1000
-
-    assert paying_buckets(run, (1, 2, 4, 8), clock=lambda: now) == kept
-    if call_ms == 60.0:
-        assert tried == {1}
-
-
-def test_a_slow_network_is_not_run_again_to_be_sure() -> None:
-    now, runs = 0.0, 0
-
-    def run(size: int) -> None:
-        nonlocal now, runs
-        runs += 1
-        now += 0.2 * size
-
-    paying_buckets(run, (1, 2, 4), clock=lambda: now)
-    assert runs == 2  # one to warm up, one on the clock
+    assert searched(lambda size: (call_ms + crop_ms * size) / 1000).sizes == kept
 
 
 @pytest.mark.parametrize(
@@ -81,10 +73,64 @@ def test_a_slow_network_is_not_run_again_to_be_sure() -> None:
     ],
 )
 def test_sizes_up_to_the_cheapest_are_kept(per_crop_ms: dict[int, float], kept: tuple[int, ...]) -> None:
-    now = 0.0
+    assert searched(lambda size: per_crop_ms[size] * size / 1000).sizes == kept
 
-    def run(size: int) -> None:
-        nonlocal now
-        now += per_crop_ms[size] * size / 1000
 
-    assert paying_buckets(run, (1, 2, 4, 8), clock=lambda: now) == kept
+def test_how_long_a_batch_may_take_does_not_depend_on_how_many_processors_work_at_it() -> None:
+    search = SizeSearch((1, 2, 4, 8))
+    while search.next is not None:
+        # 64 cores, and a call that costs as much as the crops
+        search.tell(Took(0.01 * (search.next + 1), 0.65 * (search.next + 1)))
+    assert search.sizes == (1, 2, 4, 8)
+
+
+def test_no_size_is_tried_that_would_take_too_much_memory() -> None:
+    search = SizeSearch((1, 2, 4, 8), most_bytes=300)
+    tried = []
+    while search.next is not None:
+        tried.append(search.next)
+        # only the first run of all grows as its crops do: later ones find memory of earlier ones
+        search.tell(Took(0.06, 0.06, grown=100 if len(tried) == 1 else 0))
+    assert sorted(set(tried)) == [1, 2, 4]
+
+
+def test_what_is_known_is_used_while_the_search_goes_on() -> None:
+    search = SizeSearch((1, 2, 4))
+    assert (search.next, search.sizes, search.expected_s) == (1, (1,), 0.0)
+    for _ in range(2):
+        search.tell(Took(0.08, 0.08))
+    assert (search.next, search.sizes, search.expected_s) == (2, (1,), pytest.approx(0.16))
+    for _ in range(2):
+        search.tell(Took(0.14, 0.14))
+    assert (search.next, search.sizes, search.expected_s) == (4, (1, 2), pytest.approx(0.28))
+
+
+def test_a_slow_network_is_not_run_again_to_be_sure() -> None:
+    runs = 0
+
+    def seconds(size: int) -> float:
+        nonlocal runs
+        runs += 1
+        return 0.2 * size
+
+    searched(seconds, (1, 2, 4))
+    assert runs == 4  # of each size one to warm up and one that counts; four would take too long
+
+
+def test_both_clocks_count_on_processors() -> None:
+    def work() -> None:
+        end = time.process_time() + 0.02
+        while time.process_time() < end:
+            pass
+
+    took = timed(work, on_processors=True)
+    assert took.cost >= took.seconds + 0.02
+    asleep = timed(lambda: time.sleep(0.02), on_processors=False)
+    assert asleep.cost == asleep.seconds >= 0.02
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="other systems do not tell")
+def test_a_run_tells_how_much_memory_it_took() -> None:
+    kept = []
+    took = timed(lambda: kept.append(np.ones(32 << 20, np.uint8)), on_processors=True)
+    assert 0.9 < took.grown / (32 << 20) < 1.5
