@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,14 @@ class Runtime(Protocol):
         Raises:
             InputError: Another dtype, size or batch than the artefact takes.
         """
+
+
+@runtime_checkable
+class GivesBack(Protocol):
+    """A runtime that keeps the memory of its largest batch and can be rid of it."""
+
+    def give_back(self) -> None:
+        """Give back the memory that runs took; the next run takes what it needs."""
 
 
 def open_artefact(folder: Path, artefact: Artefact | Unproven, *, threads: int | None = None) -> Runtime:

@@ -84,3 +84,10 @@ class OnnxRuntime:
         check_crops(crops, self._size)
         logits, *rest = self._session.run(self._outputs, {"crops": np.ascontiguousarray(crops)})
         return Answer(logits, rest[0] if rest else None)
+
+    def give_back(self) -> None:
+        """Give back the memory that larger batches took; see `pipeline.runtime.GivesBack`."""
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        crop = np.zeros((1, self._size, self._size, 3), np.uint8)
+        self._session.run(self._outputs, {"crops": crop}, options)

@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from pipeline.runtime import Answer, Crops, Runtime
+from pipeline.runtime import Answer, Crops, GivesBack, Runtime
 from serving.batches import SizeSearch, batch_size, pad, timed
 from serving.logs import event
 from serving.metrics import Metrics
@@ -304,6 +304,8 @@ class Batcher:
         self._buckets = search.sizes
         if search.next is None:
             event("batch sizes found", sizes=self._buckets)
+            if search.tried_in_vain and isinstance(runtime, GivesBack):
+                await thread.call(runtime.give_back, timeout)
 
     async def _replace(self, number: int) -> tuple[RuntimeThread, Runtime]:
         pause = _FIRST_PAUSE_S

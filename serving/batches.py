@@ -17,13 +17,14 @@ MOST_TRIED = 16
 _MOST_PADDING = 0.25
 """A batch is filled up to the next size where at most this share of it would be filling."""
 _WORTH = 0.97
-"""Larger sizes are kept where a crop costs at most this share of what it costs alone."""
+"""A size is large enough where the cheapest crop of all costs at least this share of its own. Larger batches that win
+next to nothing take memory, and leave other copies of the network without work."""
 LONGEST_S = 0.6
 """No size is tried that would take longer. Who comes while a batch runs would have stood behind its crops anyway and
 gains; but the crops of one batch wait for each other, and an answer should not take much more than half a second
 longer for it."""
-_CALL_S = 0.0004
-"""What each run costs beside the network's own time: a thread is woken, then the event loop."""
+CALL_S = 0.0004
+"""What each run takes, by each clock, beside the network's own time: a thread is woken, then the event loop."""
 _TRIALS = 3
 _LONG_S = 0.05
 """One run of at least this length on the clock is enough: a bad moment of the machine is a small part of it."""
@@ -59,7 +60,7 @@ def timed(work: Callable[[], object], *, on_processors: bool) -> Took:
     before, wall, processor = resident_bytes(), time.perf_counter(), time.process_time()
     work()
     seconds = time.perf_counter() - wall
-    cost = seconds + (time.process_time() - processor if on_processors else 0.0)
+    cost = seconds + CALL_S + (time.process_time() - processor + CALL_S if on_processors else 0.0)
     return Took(seconds, cost, max(0, resident_bytes() - before))
 
 
@@ -99,16 +100,19 @@ class SizeSearch:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Of those tried, the ones up to the one in which a crop is cheapest; the smallest where none is."""
+        """Of those tried, the ones up to the first in which a crop is about as cheap as in any."""
         costs = self._per_crop
-        smallest = self._candidates[0]
         if not costs:
-            return (smallest,)
-        # the cheapest of all and not the first that does not pay: one bad moment of the machine would decide
-        best = min(costs, key=costs.__getitem__)
-        if costs[best] > _WORTH * costs[smallest]:
-            best = smallest
+            return (self._candidates[0],)
+        # by the cheapest of all and not until the first that does not pay: one bad moment of the machine would decide
+        enough = min(costs.values()) / _WORTH
+        best = next(size for size, cost in costs.items() if cost <= enough)
         return tuple(size for size in costs if size <= best)
+
+    @property
+    def tried_in_vain(self) -> bool:
+        """Whether runs of larger sizes than are used took memory that nothing needs any more."""
+        return len(self._per_crop) > len(self.sizes)
 
     def tell(self, took: Took) -> None:
         """What a run of the `next` size took. The first run of a size warms up and does not count."""
@@ -119,7 +123,7 @@ class SizeSearch:
         if len(counting) < _TRIALS and not (counting and took.seconds >= _LONG_S):
             return
         size = self._candidates[len(self._per_crop)]
-        self._per_crop[size] = (min(run.cost for run in counting) + _CALL_S) / size
+        self._per_crop[size] = min(run.cost for run in counting) / size
         seconds = min(run.seconds for run in counting) / size
         self._fastest = min(self._fastest or seconds, seconds)
         self._runs.clear()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.analysis import Analyser
@@ -14,11 +15,12 @@ from pipeline.runtime import Runtime, open_artefact
 from serving.artefacts import Opened, open_best
 from serving.batcher import Batcher, BatchPolicy
 from serving.batches import MOST_TRIED, buckets_up_to
+from serving.copies import Copies, find_copies, given_copies
 from serving.logs import event
 from serving.memory import clear_away, give_back
 from serving.metrics import Metrics
 from serving.schemas import BundleUsed
-from serving.settings import Settings
+from serving.settings import Settings, cores
 
 _HEARTBEATS_PER_WINDOW = 3
 _ON_PROCESSORS = ("onnxruntime", "openvino")
@@ -27,7 +29,9 @@ _ON_PROCESSORS = ("onnxruntime", "openvino")
 class Engine:
     """One bundle, its runtime and the queue in front of it. Made by `Engine.open`."""
 
-    def __init__(self, bundle: Bundle, opened: Opened, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, bundle: Bundle, opened: Opened, copies: Copies, settings: Settings, metrics: Metrics
+    ) -> None:
         self.bundle = bundle
         self.analyser = Analyser(bundle, max_faces=settings.max_faces)
         self.used = BundleUsed(
@@ -37,15 +41,15 @@ class Engine:
         policy = BatchPolicy(
             buckets=buckets_up_to(min(most, opened.artefact.max_batch or most)),
             find_out=settings.max_batch is None,
-            most_bytes=settings.batch_memory,
+            most_bytes=settings.batch_memory / copies.count,
             on_processors=opened.artefact.runtime in _ON_PROCESSORS,
             max_wait_s=settings.max_wait_ms / 1000,
             capacity=settings.max_inflight * settings.max_faces,
             infer_timeout_s=settings.infer_timeout_s,
             queue_timeout_s=settings.queue_timeout_s,
-            replicas=settings.replicas,
+            replicas=copies.count,
         )
-        factory = _factory(bundle, opened, settings.runtime_threads)
+        factory = _factory(bundle, opened, copies.threads)
         self.batcher = Batcher(factory, self.analyser.image_size, policy, metrics)
         self._users = 0
         self._unused = asyncio.Event()
@@ -58,15 +62,11 @@ class Engine:
         Raises:
             InputError: The bundle or its artefact cannot be used.
         """
-
-        def load() -> tuple[Bundle, Opened]:
-            bundle = open_bundle(folder)
-            return bundle, open_best(bundle, settings.artefact, threads=settings.runtime_threads)
-
-        bundle, opened = await asyncio.to_thread(load)
+        bundle, opened, copies = await asyncio.to_thread(_open, folder, settings)
         for reason in opened.passed_over:
             event("artefact passed over", reason=reason)
-        engine = cls(bundle, opened, settings, metrics)
+        event("copies of the network", copies=copies.count, threads=copies.threads)
+        engine = cls(bundle, opened, copies, settings, metrics)
         await engine.batcher.start()
         return engine
 
@@ -173,6 +173,24 @@ class Engines:
             batcher = self.current.batcher
             if time.monotonic() - batcher.last_success >= pause:
                 await batcher.probe()
+
+
+def _open(folder: Path, settings: Settings) -> tuple[Bundle, Opened, Copies]:
+    """A bundle, the first copy of its network, and how many there are to be."""
+    bundle = open_bundle(folder)
+    given = given_copies(settings.replicas, settings.runtime_threads, cores())
+    opened = open_best(bundle, settings.artefact, threads=given.threads if given else cores())
+    if given is not None:
+        return bundle, opened, given
+    if opened.artefact.runtime not in _ON_PROCESSORS:
+        return bundle, opened, Copies(1, cores())
+    copies, first = find_copies(
+        opened.runtime,
+        lambda: open_artefact(bundle.folder, opened.artefact, threads=1),
+        bundle.manifest.network.image_size,
+        cores(),
+    )
+    return bundle, replace(opened, runtime=first), copies
 
 
 async def _retire(engine: Engine) -> None:

@@ -24,7 +24,8 @@ _ONE_PROCESS = (
 )
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -38,12 +39,19 @@ class Settings(BaseModel):
     port: int = Field(8000, ge=0, le=65535, description="0 takes any free port.")
 
     artefact: str | None = Field(None, description="Form of the network; none: the fastest that runs here.")
-    replicas: int = Field(1, ge=1, le=64, description="Copies of the network that run side by side.")
-    runtime_threads: int = Field(
-        default_factory=_cores, ge=1, description="CPU threads of each copy of the network."
+    replicas: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Copies of the network that run side by side; none: one, or one a core where one thread is enough.",
+    )
+    runtime_threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads of each copy of the network; none: the cores, shared among the copies.",
     )
     look_threads: int = Field(
-        default_factory=_cores, ge=1, le=256, description="Threads that decode pictures and find faces."
+        default_factory=cores, ge=1, le=256, description="Threads that decode pictures and find faces."
     )
     max_batch: int | None = Field(
         None, ge=1, le=1024, description="Most crops given to the network at once; none: as many as pay here."

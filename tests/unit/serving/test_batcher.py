@@ -295,7 +295,7 @@ def test_sizes_that_do_not_pay_are_not_used() -> None:
     async def scene() -> None:
         class Steady(Runtime):
             def run(self, crops: Crops) -> Answer:
-                time.sleep(0.02 * len(crops))
+                time.sleep(0.02 * len(crops) ** 1.2)
                 return super().run(crops)
 
         runtime = Steady()
@@ -307,6 +307,27 @@ def test_sizes_that_do_not_pay_are_not_used() -> None:
         await batcher.close()
 
     asyncio.run(asyncio.wait_for(scene(), 20))
+
+
+def test_memory_of_sizes_that_do_not_pay_is_given_back() -> None:
+    class Steady(Runtime):
+        given_back_after = 0
+
+        def run(self, crops: Crops) -> Answer:
+            time.sleep(0.01 * len(crops) ** 1.2)
+            return super().run(crops)
+
+        def give_back(self) -> None:
+            self.given_back_after = max(len(batch) for batch in self.batches)
+
+    async def scene(batcher: Batcher, runtime: Steady) -> None:
+        while not runtime.given_back_after:
+            await asyncio.sleep(0.01)
+        assert runtime.given_back_after == 8
+        await batcher.run(crops(1, 2))
+        assert runtime.served() == [[1], [2]]
+
+    play(scene, Steady, find_out=True)
 
 
 class Slow(Runtime):
