@@ -169,6 +169,7 @@ def _at_once(
     if theirs:
         result["over_litserve"] = _interval(rates / [load.throughput for load in theirs])
         result["litserve"] = Load.of(theirs).summary()
+        result["litserve_mib"] = _mib(other.memory()) if other is not None else None
     return result
 
 

@@ -43,11 +43,14 @@ def _rows() -> list[tuple[str, Callable[[Result], str]]]:
             (f"{name}: share of the bare road's throughput, 16 at once", _share(road)),
             (f"{name}: added to the bare road, one at a time", _added(road)),
         ]
+        if road == "tensors":
+            rows.append((f"{name}: processor time of one, bare, and of server and client", _costs(road)))
         if road == "tensors-by-8":
             continue
         rows += [
             (f"{name}: throughput over LitServe's", _over_rival(road)),
             (f"{name}: p99 at 16 at once, and LitServe's", _tails(road)),
+            (f"{name}: LitServe's resident memory", _memory_of_rival(road)),
         ]
     rows += [
         ("three times the capacity: answers by status, wrong ones, none at all", _overload),
@@ -71,6 +74,18 @@ def _added(road: str) -> Callable[[Result], str]:
     return lambda r: (
         _spread(r[road]["alone"]["added_ms"], "+.1f") + f" ms to {r[road]['alone']['bare_ms']:.0f}"
     )
+
+
+def _costs(road: str) -> Callable[[Result], str]:
+    def cell(result: Result) -> str:
+        spent = result[road]["processor_ms"]
+        return f"{spent['bare']:.2f}; {spent['server']:.2f} and {spent['client']:.2f} ms"
+
+    return cell
+
+
+def _memory_of_rival(road: str) -> Callable[[Result], str]:
+    return lambda r: f"{r[road]['litserve_mib']:.0f} MiB"
 
 
 def _over_rival(road: str) -> Callable[[Result], str]:

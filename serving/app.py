@@ -37,9 +37,9 @@ def create_app(service: Service) -> ASGIApp:
     problems.install(app)
     # looked through in this order for every request: those that are called most stand first, and as the app's own, for
     # in an included router FastAPI looks twice
-    for module in (routes_media, routes_tensors, routes_video, routes_health):
-        app.router.routes.extend(module.router.routes)
-    app.router.routes.extend(page_router().routes)
+    tensors = (routes_tensors.infer_router, routes_tensors.router)
+    for router in (routes_media.router, *tensors, routes_video.router, routes_health.router, page_router()):
+        app.router.routes.extend(router.routes)
     if service.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

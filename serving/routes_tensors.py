@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
 
 from serving import __version__
@@ -15,7 +17,16 @@ from serving.routes_media import until_gone
 from serving.service import Service, service_of
 from serving.tensors import HEAD_LENGTH, MODEL, InferRequest, InferResponse, read_request, write_response
 
+
+class _Plain(APIRoute):
+    """A route whose function takes the request and gives a response: FastAPI has nothing to work out for it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        return self.endpoint
+
+
 router = APIRouter(prefix="/v2", tags=["tensors"])
+infer_router = APIRouter(prefix="/v2", tags=["tensors"], route_class=_Plain)
 Parts = Annotated[Service, Depends(service_of)]
 
 
@@ -84,14 +95,14 @@ _BODY = {
 }
 
 
-@router.post(
+@infer_router.post(
     "/models/{model}/infer",
     summary="Run the network on crops",
     response_model=InferResponse,
     responses=_errors(400, 404, 422, 503),
     openapi_extra=_BODY | _path("model"),
 )
-@router.post(
+@infer_router.post(
     "/models/{model}/versions/{version}/infer",
     response_model=InferResponse,
     responses=_errors(400, 404, 422, 503),

@@ -19,7 +19,8 @@ def _calls(node: Any) -> Iterator[Any]:
 
 def test_no_dependency_costs_a_hop_to_a_thread() -> None:
     modules = (routes_media, routes_tensors, routes_video, routes_health)
-    routes = [route for module in modules for route in module.router.routes if isinstance(route, APIRoute)]
+    routers = [*(module.router for module in modules), routes_tensors.infer_router]
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     calls = [call for route in routes for call in (route.endpoint, *_calls(route.dependant))]
     assert len(calls) > len(routes)
     assert not [call for call in calls if not inspect.iscoroutinefunction(call)]
