@@ -381,7 +381,7 @@ def test_a_size_that_the_runtime_cannot_run_is_not_tried_again() -> None:
             return super().run(crops)
 
     async def scene(batcher: Batcher, runtime: Slow) -> None:
-        while runtime.tried() != [1, 1, 2, 2, 1]:
+        while runtime.tried() != [1, 1, 2, 2, 1] or not batcher.alive:
             await asyncio.sleep(0.02)
         # the last one warmed up what replaced it
         assert marks_of(await batcher.run(crops(1, 2, 3, 4))) == [1, 2, 3, 4]
