@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,7 +19,7 @@ from serving.batches import SizeSearch, batch_size, pad, timed
 from serving.logs import event
 from serving.metrics import Metrics
 from serving.problems import ProblemError
-from serving.runtime_thread import RuntimeThread
+from serving.runtime_thread import NeverRunError, RuntimeThread
 
 _LOAD_TIMEOUT_S = 120.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
@@ -73,6 +73,16 @@ class _Item:
     since: float = field(default_factory=time.perf_counter)
 
 
+@dataclass(slots=True, eq=False)
+class _Copy:
+    """A runtime, its thread, and its batches: one that runs, and one behind it, which need not wait for the loop."""
+
+    number: int
+    thread: RuntimeThread
+    runtime: Runtime
+    batches: int = 0
+
+
 class Batcher:
     """Runs crops through runtimes, several requests' at a time.
 
@@ -94,18 +104,17 @@ class Batcher:
         self._buckets = policy.buckets if self._search is None else self._search.sizes
         self._metrics = metrics
         self._waiting: deque[_Item] = deque()
-        self._arrived = asyncio.Event()
-        self._gathering = asyncio.Lock()
+        self._changed = asyncio.Event()
         self._coming = 0
-        self._up = 0
-        self._tasks: list[asyncio.Task[None]] = []
+        self._copies: list[_Copy] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self.last_success = -float("inf")
         """`time.monotonic()` of the last inference that succeeded."""
 
     @property
     def alive(self) -> bool:
         """Whether a runtime is there to answer."""
-        return self._up > 0
+        return bool(self._copies)
 
     async def start(self) -> None:
         """Load every runtime and warm it up with every batch size, or with those that can be tried quickly.
@@ -125,16 +134,18 @@ class Batcher:
                 thread.abandon()
                 await self.close()
                 raise
-            self._up += 1
-            self._tasks.append(asyncio.create_task(self._serve(number, thread, runtime)))
+            self._copies.append(_Copy(number, thread, runtime))
+        self._spawn(self._dispatch())
 
     async def close(self) -> None:
         """Stop; what still waits is refused."""
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
-        self._up = 0
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for copy in self._copies:
+            copy.thread.abandon()
+        self._copies.clear()
         while self._waiting:
             _fail(self._waiting.popleft(), _unavailable())
 
@@ -146,7 +157,7 @@ class Batcher:
             yield
         finally:
             self._coming -= 1
-            self._arrived.set()
+            self._changed.set()
 
     async def run(self, crops: Crops) -> Served:
         """Answer for any number of crops, uint8 [N, S, S, 3], N >= 1. Cancelling takes them out of the queue.
@@ -190,43 +201,57 @@ class Batcher:
     def _put(self, crops: Crops) -> _Item:
         item = _Item(crops, asyncio.get_running_loop().create_future())
         self._waiting.append(item)
-        self._arrived.set()
+        self._changed.set()
         return item
 
-    async def _serve(self, number: int, thread: RuntimeThread, runtime: Runtime) -> None:
-        """One replica: gather, run, hand out; replace the runtime when it fails."""
-        try:
-            while True:
-                if number == 0 and self._search is not None and self._may_try(self._search):
-                    if await self._try_between(thread, runtime, self._search):
-                        continue
-                else:
-                    batch = await self._gather()
-                    if not batch or await self._run(thread, runtime, batch):
-                        continue
-                self._up -= 1
-                thread.abandon()
-                thread, runtime = await self._replace(number)
-                self._up += 1
-        finally:
-            thread.abandon()
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
-    async def _gather(self) -> list[_Item]:
-        """Wait for crops, then for those that were announced, and take what makes a good batch."""
-        full = self._buckets[-1]
-        async with self._gathering:
-            while not self._prune():
-                self._arrived.clear()
-                await self._arrived.wait()
-            deadline = self._waiting[0].since + self._policy.max_wait_s
-            while (waiting := self._prune()) and waiting < full and self._coming:
-                left = deadline - time.perf_counter()
-                if left <= 0:
-                    break
-                self._arrived.clear()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._arrived.wait(), left)
-            return self._take(batch_size(waiting, self._buckets))
+    async def _dispatch(self) -> None:
+        """Give batches to the copies whenever crops have come or a copy is free."""
+        while True:
+            self._changed.clear()
+            pause = self._give_out()
+            if pause is None:
+                await self._changed.wait()
+                continue
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), pause)
+
+    def _give_out(self) -> float | None:
+        """Start all that can be started now; return how long to wait for crops that were announced, if for any."""
+        while self._copies:
+            copy = min(self._copies, key=lambda each: each.batches)
+            waiting, full = self._prune(), self._buckets[-1]
+            if self._search is not None and not copy.batches and self._may_try(copy, waiting):
+                self._start(copy, self._try_between(copy, self._search))
+                continue
+            # behind a batch that runs stands only a full one, since others may still grow, and none before a trial
+            if not waiting or (copy.batches and (waiting < full or copy.batches > 1 or self._search)):
+                break
+            left = self._waiting[0].since + self._policy.max_wait_s - time.perf_counter()
+            if waiting < full and self._coming and left > 0:
+                return left
+            batch = self._take(batch_size(waiting, self._buckets))
+            self._start(copy, self._run(copy, batch), batch)
+        return None
+
+    def _start(self, copy: _Copy, work: Coroutine[None, None, None], batch: Sequence[_Item] = ()) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            copy.batches -= 1
+            self._changed.set()
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                event("a batch failed", level=logging.ERROR, error=error)
+            if error is not None or task.cancelled():
+                for item in batch:
+                    _fail(item, _unavailable())
+
+        copy.batches += 1
+        self._spawn(work).add_done_callback(ended)
 
     def _prune(self) -> int:
         """Forget crops whose request is gone; return how many wait."""
@@ -244,54 +269,56 @@ class Batcher:
             taken.append(item)
         return taken
 
-    async def _run(self, thread: RuntimeThread, runtime: Runtime, batch: list[_Item]) -> bool:
-        """Run a batch and hand out its answers; False if the runtime must be replaced."""
+    async def _run(self, copy: _Copy, batch: list[_Item]) -> None:
+        """Run a batch and hand out its answers; replace the copy's runtime where it fails."""
         crops = np.concatenate([item.crops for item in batch]) if len(batch) > 1 else batch[0].crops
         padded = pad(crops, self._buckets)
-        started = time.perf_counter()
-        try:
-            answer = await thread.call(lambda: runtime.run(padded), self._policy.infer_timeout_s)
-        except asyncio.CancelledError:
-            for item in batch:
-                _fail(item, _unavailable())
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a runtime throws, it is not trusted again
-            self._note_failure(error, len(crops))
-            for item in batch:
-                _fail(item, _unavailable())
-            return False
-        self.last_success = time.monotonic()
-        self._metrics.batch_size.observe(len(crops))
-        _hand_out(batch, answer, started, time.perf_counter())
-        return True
 
-    def _note_failure(self, error: Exception, crops: int) -> None:
+        def work() -> tuple[float, Answer]:
+            return time.perf_counter(), copy.runtime.run(padded)
+
+        try:
+            # a batch behind another has the time of both
+            started, answer = await copy.thread.call(work, self._policy.infer_timeout_s * copy.batches)
+        except NeverRunError:
+            self._waiting.extendleft(reversed(batch))
+        except Exception as error:  # noqa: BLE001 - whatever a runtime throws, it is not trusted again
+            self._lose(copy, error, len(crops))
+            for item in batch:
+                _fail(item, _unavailable())
+        else:
+            self.last_success = time.monotonic()
+            self._metrics.batch_size.observe(len(crops))
+            _hand_out(batch, answer, started, time.perf_counter())
+
+    def _lose(self, copy: _Copy, error: Exception, crops: int) -> None:
+        """Do without a copy from now on, and make another; what stood behind the batch that failed is not lost."""
         reason = "hung" if isinstance(error, TimeoutError) else "threw"
         self._metrics.replaced.labels(reason).inc()
         event(f"runtime {reason}", level=logging.ERROR, error=error, crops=crops)
+        self._copies.remove(copy)
+        copy.thread.abandon()
+        self._spawn(self._replace(copy.number))
 
     async def _try_quick_sizes(self, thread: RuntimeThread, runtime: Runtime, search: SizeSearch) -> None:
         end = time.perf_counter() + _TRIED_AT_START_S
         while search.next is not None and time.perf_counter() + search.expected_s < end:
             await self._try(search.next, thread, runtime, search, _LOAD_TIMEOUT_S)
 
-    def _may_try(self, search: SizeSearch) -> bool:
+    def _may_try(self, copy: _Copy, waiting: int) -> bool:
         """Whether to try a batch size now instead of running what waits."""
-        if search.next is None:
+        if copy.number:
             return False
-        idle = not self._prune() and not self._coming
-        return idle or time.perf_counter() - self._tried > _TRIED_AT_LEAST_EVERY_S
+        return not (waiting or self._coming) or time.perf_counter() - self._tried > _TRIED_AT_LEAST_EVERY_S
 
-    async def _try_between(self, thread: RuntimeThread, runtime: Runtime, search: SizeSearch) -> bool:
-        """Try a size between two batches; False if the runtime must be replaced, and no more is tried then."""
+    async def _try_between(self, copy: _Copy, search: SizeSearch) -> None:
+        """Try a size between two batches. Where that fails the runtime is replaced, and no more is tried."""
         assert search.next is not None  # noqa: S101 - the caller has asked
         try:
-            await self._try(search.next, thread, runtime, search, self._policy.infer_timeout_s)
+            await self._try(search.next, copy.thread, copy.runtime, search, self._policy.infer_timeout_s)
         except Exception as error:  # noqa: BLE001 - as in `_run`
-            self._note_failure(error, search.next)
             self._search = None
-            return False
-        return True
+            self._lose(copy, error, search.next)
 
     async def _try(
         self, size: int, thread: RuntimeThread, runtime: Runtime, search: SizeSearch, timeout: float
@@ -303,22 +330,27 @@ class Batcher:
         self.last_success = time.monotonic()
         self._buckets = search.sizes
         if search.next is None:
+            self._search = None
             event("batch sizes found", sizes=self._buckets)
             if search.tried_in_vain and isinstance(runtime, GivesBack):
                 await thread.call(runtime.give_back, timeout)
 
-    async def _replace(self, number: int) -> tuple[RuntimeThread, Runtime]:
+    async def _replace(self, number: int) -> None:
         pause = _FIRST_PAUSE_S
         while True:
             thread = RuntimeThread(f"runtime-{number}")
             try:
-                return thread, await self._load(thread, self._buckets[:1])
+                runtime = await self._load(thread, self._buckets[:1])
             except Exception as error:  # noqa: BLE001 - it is tried again, ever more slowly
                 thread.abandon()
                 event("runtime cannot be replaced yet", level=logging.ERROR, error=error, pause_s=pause)
             except BaseException:
                 thread.abandon()
                 raise
+            else:
+                self._copies.append(_Copy(number, thread, runtime))
+                self._changed.set()
+                return
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 

@@ -26,8 +26,8 @@ longer for it."""
 CALL_S = 0.0004
 """What each run takes, by each clock, beside the network's own time: a thread is woken, then the event loop."""
 _TRIALS = 3
-_LONG_S = 0.05
-"""One run of at least this length on the clock is enough: a bad moment of the machine is a small part of it."""
+_LONG_S, _LONG_TRIALS = 0.05, 2
+"""Of runs of at least this length two are enough: a bad moment of the machine is a small part of them."""
 
 
 def buckets_up_to(most: int) -> tuple[int, ...]:
@@ -76,7 +76,7 @@ class SizeSearch:
     def __init__(self, candidates: Sequence[int], most_bytes: float = math.inf) -> None:
         self._candidates = candidates
         self._most_bytes = most_bytes
-        self._bytes_per_crop: float | None = None
+        self._bytes_per_crop = 0.0
         self._per_crop: dict[int, float] = {}
         self._fastest = 0.0
         self._runs: list[Took] = []
@@ -88,7 +88,7 @@ class SizeSearch:
         if place == len(self._candidates) or self.expected_s > LONGEST_S:
             return None
         size = self._candidates[place]
-        if (size - self._candidates[0]) * (self._bytes_per_crop or 0.0) > self._most_bytes:
+        if (size - self._candidates[0]) * self._bytes_per_crop > self._most_bytes:
             return None
         return size
 
@@ -116,13 +116,16 @@ class SizeSearch:
 
     def tell(self, took: Took) -> None:
         """What a run of the `next` size took. The first run of a size warms up and does not count."""
-        if self._bytes_per_crop is None:
-            self._bytes_per_crop = took.grown / self._candidates[0]
+        place = len(self._per_crop)
+        size = self._candidates[place]
+        if not self._runs:
+            # by any size: what a smaller one takes may have been taken before
+            more = size - (self._candidates[place - 1] if place else 0)
+            self._bytes_per_crop = max(self._bytes_per_crop, took.grown / more)
         self._runs.append(took)
         counting = self._runs[1:]
-        if len(counting) < _TRIALS and not (counting and took.seconds >= _LONG_S):
+        if len(counting) < (_LONG_TRIALS if took.seconds >= _LONG_S else _TRIALS):
             return
-        size = self._candidates[len(self._per_crop)]
         self._per_crop[size] = min(run.cost for run in counting) / size
         seconds = min(run.seconds for run in counting) / size
         self._fastest = min(self._fastest or seconds, seconds)

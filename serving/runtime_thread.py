@@ -11,8 +11,12 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 
 
+class NeverRunError(Exception):
+    """A call was not run, because one before it failed or the thread was abandoned."""
+
+
 class RuntimeThread:
-    """Runs calls one after the other in a daemon thread of its own.
+    """Runs calls one after the other in a daemon thread of its own, none after one that failed.
 
     A hung call cannot be ended from outside; `abandon` lets the thread end after it, if it ever does, and a
     daemon thread does not keep the process alive.
@@ -21,6 +25,7 @@ class RuntimeThread:
     def __init__(self, name: str) -> None:
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Callable[[Any, Any], None]] | None]
         self._calls = queue.SimpleQueue()
+        self._pending: set[asyncio.Future[Any]] = set()
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
     async def call(self, work: Callable[[], _T], timeout: float) -> _T:
@@ -28,6 +33,7 @@ class RuntimeThread:
 
         Raises:
             TimeoutError: It took longer than `timeout` seconds; it may still be running.
+            NeverRunError: It will not be run.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_T] = loop.create_future()
@@ -43,19 +49,28 @@ class RuntimeThread:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(tell, result, error)
 
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
         self._calls.put((work, report))
         return await asyncio.wait_for(future, timeout)
 
     def abandon(self) -> None:
-        """Let the thread end after what it is doing."""
+        """Let the thread end after what it is doing, and give up what waits for it. To be called in the event loop."""
         self._calls.put(None)
+        for future in list(self._pending):
+            if not future.done():
+                future.set_exception(NeverRunError)
 
     def _work(self) -> None:
+        failed = False
         while (call := self._calls.get()) is not None:
             work, report = call
             try:
+                if failed:
+                    raise NeverRunError
                 result = work()
             except BaseException as error:  # noqa: BLE001 - handed to the one who waits
+                failed = True
                 report(None, error)
             else:
                 report(result, None)

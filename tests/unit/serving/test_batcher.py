@@ -265,30 +265,81 @@ def test_a_replacement_that_cannot_be_opened_is_tried_again() -> None:
     asyncio.run(asyncio.wait_for(scene(), 20))
 
 
-def test_what_waits_when_a_runtime_fails_is_answered_by_the_next() -> None:
+@pytest.mark.parametrize("how", ["throws", "hangs"])
+def test_what_waits_when_a_runtime_fails_is_answered_by_the_next(how: str) -> None:
+    stuck = threading.Event()
+
     async def scene() -> None:
         made: list[Runtime] = []
 
         def opened() -> Runtime:
+            def poison() -> None:
+                if how == "hangs":
+                    stuck.wait(20)
+                raise ValueError("lost")
+
             made.append(Runtime())
-            made[-1].poison = lambda: (_ for _ in ()).throw(ValueError("lost"))  # type: ignore[assignment]
+            made[-1].poison = poison
             return made[-1]
 
-        batcher = batcher_of(opened, buckets=(1,))
+        batcher = batcher_of(opened, buckets=(1,), infer_timeout_s=0.3)
         await batcher.start()
         made[0].open.clear()
         failing = asyncio.create_task(batcher.run(crops(POISON)))
         while not made[0].served():
             await asyncio.sleep(0.01)
-        waiting = asyncio.create_task(batcher.run(crops(8)))
+        # the first of them stands behind the one that runs, in the same thread
+        waiting = [asyncio.create_task(batcher.run(crops(mark))) for mark in (7, 8, 9)]
         await asyncio.sleep(0.02)
         made[0].open.set()
         with pytest.raises(ProblemError):
             await failing
-        assert marks_of(await waiting) == [8]
+        assert [marks_of(await task) for task in waiting] == [[7], [8], [9]]
+        stuck.set()
+        await asyncio.sleep(0.05)
+        assert made[0].served() == [[POISON]]
+        assert made[1].served() == [[7], [8], [9]]
         await batcher.close()
 
-    asyncio.run(asyncio.wait_for(scene(), 20))
+    try:
+        asyncio.run(asyncio.wait_for(scene(), 20))
+    finally:
+        stuck.set()
+
+
+def test_a_full_batch_follows_the_one_that_runs_without_the_loop_s_help() -> None:
+    async def scene(batcher: Batcher, runtime: Runtime) -> None:
+        runtime.open.clear()
+        first = asyncio.create_task(batcher.run(crops(1)))
+        while not runtime.served():
+            await asyncio.sleep(0.01)
+        rest = [asyncio.create_task(batcher.run(crops(mark))) for mark in (2, 3, 4)]
+        await asyncio.sleep(0.02)
+        runtime.open.set()
+        # the loop is busy meanwhile
+        end = time.monotonic() + 5
+        while len(runtime.served()) < 2 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert runtime.served() == [[1], [2, 3]]
+        assert [marks_of(served) for served in await asyncio.gather(first, *rest)] == [[1], [2], [3], [4]]
+
+    play(scene, buckets=(1, 2))
+
+
+def test_stopping_refuses_what_stands_behind_a_batch_that_runs() -> None:
+    async def scene(batcher: Batcher, runtime: Runtime) -> None:
+        runtime.open.clear()
+        tasks = [asyncio.create_task(batcher.run(crops(mark))) for mark in (1, 2, 3)]
+        while not runtime.served():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.02)
+        await batcher.close()
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+            assert isinstance(outcome, ProblemError)
+            assert outcome.name == "runtime-failed"
+        runtime.open.set()
+
+    play(scene, buckets=(1,))
 
 
 def test_sizes_that_do_not_pay_are_not_used() -> None:
@@ -342,15 +393,15 @@ class Slow(Runtime):
         return [len(batch) for batch in self.batches if not any(batch)]
 
 
-def test_a_slow_network_is_ready_after_two_runs_and_tries_larger_sizes_when_nobody_waits() -> None:
+def test_a_slow_network_is_ready_after_three_runs_and_tries_larger_sizes_when_nobody_waits() -> None:
     async def scene(batcher: Batcher, runtime: Slow) -> None:
-        assert runtime.tried() == [1, 1]
+        assert runtime.tried() == [1, 1, 1]
         assert marks_of(await batcher.run(crops(1, 2, 3))) == [1, 2, 3]
-        while len(runtime.tried()) < 8:
+        while len(runtime.tried()) < 12:
             await asyncio.sleep(0.02)
         await batcher.run(crops(*range(1, 9)))
         assert len(runtime.served()[-1]) == 8
-        assert runtime.tried() == [1, 1, 2, 2, 4, 4, 8, 8]
+        assert runtime.tried() == [1, 1, 1, 2, 2, 2, 4, 4, 4, 8, 8, 8]
 
     play(scene, Slow, find_out=True)
 
@@ -362,13 +413,13 @@ def test_a_slow_network_tries_larger_sizes_even_where_somebody_always_waits(
 
     async def scene(batcher: Batcher, runtime: Slow) -> None:
         async def client(mark: int) -> None:
-            while len(runtime.tried()) < 8:
+            while len(runtime.tried()) < 12:
                 await batcher.run(crops(mark))
 
         await asyncio.gather(*(client(mark) for mark in range(1, 9)))
         places = [place for place, batch in enumerate(runtime.batches) if not any(batch)]
         # the first may find the queue empty; between the others requests were answered
-        assert all(after - before > 1 for before, after in itertools.pairwise(places[3:]))
+        assert all(after - before > 1 for before, after in itertools.pairwise(places[4:]))
 
     play(scene, Slow, find_out=True)
 
@@ -381,7 +432,7 @@ def test_a_size_that_the_runtime_cannot_run_is_not_tried_again() -> None:
             return super().run(crops)
 
     async def scene(batcher: Batcher, runtime: Slow) -> None:
-        while runtime.tried() != [1, 1, 2, 2, 1] or not batcher.alive:
+        while runtime.tried() != [1, 1, 1, 2, 2, 2, 1] or not batcher.alive:
             await asyncio.sleep(0.02)
         # the last one warmed up what replaced it
         assert marks_of(await batcher.run(crops(1, 2, 3, 4))) == [1, 2, 3, 4]

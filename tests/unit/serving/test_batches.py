@@ -92,22 +92,29 @@ def test_a_size_that_wins_next_to_nothing_over_a_smaller_one_is_not_used() -> No
 
 
 def test_no_size_is_tried_that_would_take_too_much_memory() -> None:
-    search = SizeSearch((1, 2, 4, 8), most_bytes=300)
-    tried = []
-    while search.next is not None:
-        tried.append(search.next)
-        # only the first run of all grows as its crops do: later ones find memory of earlier ones
-        search.tell(Took(0.06, 0.06, grown=100 if len(tried) == 1 else 0))
-    assert sorted(set(tried)) == [1, 2, 4]
+    def tried(most_bytes: int, taken: int) -> list[int]:
+        search, sizes = SizeSearch((1, 2, 4, 8), most_bytes), []
+        while search.next is not None:
+            sizes.append(search.next)
+            # a run takes what is more than any before it took
+            grown, taken = max(0, 100 * search.next - taken), max(taken, 100 * search.next)
+            search.tell(Took(0.06, 0.06, grown))
+        return sorted(set(sizes))
+
+    assert tried(300, taken=0) == [1, 2, 4]
+    assert tried(299, taken=0) == [1, 2]
+    # a lone crop was run before already
+    assert tried(300, taken=100) == [1, 2, 4]
+    assert tried(299, taken=100) == [1, 2]
 
 
 def test_what_is_known_is_used_while_the_search_goes_on() -> None:
     search = SizeSearch((1, 2, 4))
     assert (search.next, search.sizes, search.expected_s) == (1, (1,), 0.0)
-    for _ in range(2):
+    for _ in range(3):
         search.tell(Took(0.08, 0.08))
     assert (search.next, search.sizes, search.expected_s) == (2, (1,), pytest.approx(0.16))
-    for _ in range(2):
+    for _ in range(3):
         search.tell(Took(0.14, 0.14))
     assert (search.next, search.sizes, search.expected_s) == (4, (1, 2), pytest.approx(0.28))
 
@@ -121,7 +128,7 @@ def test_a_slow_network_is_not_run_again_to_be_sure() -> None:
         return 0.2 * size
 
     searched(seconds, (1, 2, 4))
-    assert runs == 4  # of each size one to warm up and one that counts; four would take too long
+    assert runs == 6  # of each size one to warm up and two that count; four would take too long
 
 
 def test_both_clocks_count_on_processors() -> None:
