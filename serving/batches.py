@@ -12,13 +12,16 @@ import numpy as np
 from pipeline.runtime import Crops
 from serving.memory import resident_bytes
 
-MOST_TRIED = 16
-"""Largest size that is tried where none is set."""
+MOST_TRIED, MOST_TRIED_EACH = 16, 4
+"""Largest size that is tried where none is set: of one copy of the network, and of each of several.
+
+A copy with one thread saves only calls, and four crops save three of four; more leave the others without work.
+"""
 _MOST_PADDING = 0.25
 """A batch is filled up to the next size where at most this share of it would be filling."""
-_WORTH = 0.97
+_WORTH = 0.98
 """A size is large enough where the cheapest crop of all costs at least this share of its own. Larger batches that win
-next to nothing take memory, and leave other copies of the network without work."""
+next to nothing take memory, and their crops wait for each other."""
 LONGEST_S = 0.6
 """No size is tried that would take longer. Who comes while a batch runs would have stood behind its crops anyway and
 gains; but the crops of one batch wait for each other, and an answer should not take much more than half a second

@@ -14,7 +14,7 @@ from pipeline.bundle import Bundle, open_bundle
 from pipeline.runtime import Runtime, open_artefact
 from serving.artefacts import Opened, open_best
 from serving.batcher import Batcher, BatchPolicy
-from serving.batches import MOST_TRIED, buckets_up_to
+from serving.batches import MOST_TRIED, MOST_TRIED_EACH, buckets_up_to
 from serving.copies import Copies, find_copies, given_copies
 from serving.logs import event
 from serving.memory import clear_away, give_back
@@ -37,7 +37,7 @@ class Engine:
         self.used = BundleUsed(
             id=bundle.manifest.id, artefact=opened.artefact.name, runtime=opened.runtime.label
         )
-        most = settings.max_batch or MOST_TRIED
+        most = settings.max_batch or (MOST_TRIED if copies.count == 1 else MOST_TRIED_EACH)
         policy = BatchPolicy(
             buckets=buckets_up_to(min(most, opened.artefact.max_batch or most)),
             find_out=settings.max_batch is None,
