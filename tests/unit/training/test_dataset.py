@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -322,13 +324,21 @@ def test_check_records_passes_good_data(records: list[FaceRecord]) -> None:
     check_records(records)
 
 
-def test_worker_init_leaves_one_thread() -> None:
-    before = torch.get_num_threads()
+def test_worker_init_leaves_one_thread_and_ctrl_c_to_the_main_process() -> None:
+    threads, cv_threads, handler = (
+        torch.get_num_threads(),
+        cv2.getNumThreads(),
+        signal.getsignal(signal.SIGINT),
+    )
     try:
         worker_init(0)
         assert torch.get_num_threads() == 1
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
-        torch.set_num_threads(before)
+        # what is ignored here would be ignored in every process that later tests start
+        signal.signal(signal.SIGINT, handler)
+        cv2.setNumThreads(cv_threads)
+        torch.set_num_threads(threads)
 
 
 def test_batch_without_a_gpu_is_pinned_only_on_request(records: list[FaceRecord]) -> None:
