@@ -28,7 +28,6 @@ from benchmarks.worker_process import ROOT, WorkerFailedError
 from pipeline.errors import InputError
 
 Clock = Literal["wall", "processor"]
-THRESHOLD: Final = 0.05
 PAIRS: Final = 4
 """Processes of each checkout per way: two that run the same code differ by some per cent throughout, by where their
 memory happens to lie, so one pair alone would tell of differences that are none."""

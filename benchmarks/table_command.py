@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from benchmarks.table_plan import FULL, QUICK, RIVALS, choose_ways, entries, nam
 from benchmarks.table_ratios import disagreements
 from benchmarks.table_result import Table, read_table
 from pipeline.storage import write_whole
+from serving.settings import cores
 from training.checkpoint import resolve_weights
 
 GPU_TRAIN_BATCH: Final = 16
@@ -66,7 +66,7 @@ def run_table(choice: Choice) -> bool:
             ways,
             QUICK if choice.quick else FULL,
             progress,
-            threads=choice.threads or all_cores(),
+            threads=choice.threads or cores(),
             batch=GPU_TRAIN_BATCH if choice.gpu else TRAIN_BATCH,
             config=choice.config,
             overrides=(*(QUICK_TRAINING if choice.quick else ()), *choice.overrides),
@@ -111,7 +111,7 @@ def run_networks(
             choose_ways(ways, gpu=False),
             effort,
             progress,
-            threads=threads or all_cores(),
+            threads=threads or cores(),
         )
     parts = [rows_text(table) if show == "rows" else memory_text(table), missing_text(table)]
     return "\n\n".join(parts)
@@ -131,8 +131,3 @@ def run_compare(
         found = compare_trees(tree, chosen, progress, effort=effort, pairs=pairs)
     sys.stdout.write(f"{markdown(found, base, threshold, clock)}\n")
     return not any(item.is_slower(threshold, clock) for item in found)
-
-
-def all_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
