@@ -55,6 +55,17 @@ class GivesBack(Protocol):
         """Give back the memory that runs took; the next run takes what it needs."""
 
 
+@runtime_checkable
+class RunsBeside(Protocol):
+    """A runtime whose threads share a run, or have one each when there are several."""
+
+    def beside(self) -> Runtime:
+        """The same network with the same threads and weights, to be run from another thread at the same time.
+
+        Its run takes one of the threads; while it is under way, the others have the runs of the rest.
+        """
+
+
 def open_artefact(folder: Path, artefact: Artefact | Unproven, *, threads: int | None = None) -> Runtime:
     """Load an artefact.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -91,3 +93,47 @@ class OnnxRuntime:
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         crop = np.zeros((1, self._size, self._size, 3), np.uint8)
         self._session.run(self._outputs, {"crops": crop}, options)
+
+    def beside(self) -> OnnxRuntimeBeside:
+        """Another way into the same session; see `pipeline.runtime.RunsBeside`."""
+        return OnnxRuntimeBeside(self._session, self.label)
+
+
+class OnnxRuntimeBeside:
+    """Runs in one of a session's threads, at the same time as the runs of others. Made by `OnnxRuntime.beside`.
+
+    A thread of the pool that is given a whole run does it alone, and is not there for the others meanwhile: each run
+    has a processor to itself, none waits at a layer for another thread, and weights lie in memory once.
+
+    Args:
+        session: What it shares.
+        label: Its runtime's.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession, label: str) -> None:
+        self._session = session
+        self._outputs = [output.name for output in session.get_outputs()]
+        self._size = int(session.get_inputs()[0].shape[1])
+        # the pool of a session with one thread has none, since whoever calls is the first
+        self._has_pool = session.get_session_options().intra_op_num_threads != 1
+        self.label = label
+
+    def run(self, crops: Crops) -> Answer:
+        """Answer for crops uint8 [N, H, W, 3]; see `pipeline.runtime.Runtime`."""
+        check_crops(crops, self._size)
+        logits, *rest = self._values(np.ascontiguousarray(crops))
+        return Answer(logits, rest[0] if rest else None)
+
+    def _values(self, crops: Crops) -> list[Any]:
+        if not self._has_pool:
+            return list(self._session.run(self._outputs, {"crops": crops}))
+        done: queue.SimpleQueue[tuple[list[Any], str]] = queue.SimpleQueue()
+
+        def tell(values: list[Any], _: object, error: str) -> None:
+            done.put((values, error))
+
+        self._session.run_async(self._outputs, {"crops": crops}, tell, None)
+        values, error = done.get()
+        if error:
+            raise errors.RuntimeException(error)
+        return values

@@ -1,4 +1,4 @@
-"""One bounded queue in front of the network: crops of different requests run together, a dead runtime is replaced."""
+"""One bounded queue in front of the network: crops of different requests run together, one after or beside another."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ import numpy as np
 
 from pipeline.runtime import Answer, Crops, GivesBack, Runtime
 from serving.batches import SizeSearch, batch_size, pad, timed
+from serving.lanes import LOAD_TIMEOUT_S, Lane, Lanes
 from serving.logs import event
 from serving.metrics import Metrics
 from serving.problems import ProblemError
-from serving.runtime_thread import NeverRunError, RuntimeThread
+from serving.runtime_thread import NeverRunError
 
-_LOAD_TIMEOUT_S = 120.0
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
 _TRIED_AT_START_S = 0.3
 """So long sizes are tried before a server is ready; those of slow networks are tried when nobody waits."""
 _TRIED_AT_LEAST_EVERY_S = 5.0
@@ -44,6 +43,7 @@ class BatchPolicy:
         infer_timeout_s: After this a runtime counts as hung.
         queue_timeout_s: Longest wait of a crop.
         replicas: Runtimes side by side.
+        at_once: Batches that each of them runs at the same time.
     """
 
     buckets: tuple[int, ...]
@@ -55,6 +55,7 @@ class BatchPolicy:
     infer_timeout_s: float = 30.0
     queue_timeout_s: float = 20.0
     replicas: int = 1
+    at_once: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +74,6 @@ class _Item:
     since: float = field(default_factory=time.perf_counter)
 
 
-@dataclass(slots=True, eq=False)
-class _Copy:
-    """A runtime, its thread, and its batches: one that runs, and one behind it, which need not wait for the loop."""
-
-    number: int
-    thread: RuntimeThread
-    runtime: Runtime
-    batches: int = 0
-
-
 class Batcher:
     """Runs crops through runtimes, several requests' at a time.
 
@@ -96,7 +87,7 @@ class Batcher:
     def __init__(
         self, open_runtime: Callable[[], Runtime], image_size: int, policy: BatchPolicy, metrics: Metrics
     ) -> None:
-        self._open = open_runtime
+        self.lanes = Lanes(open_runtime, image_size, policy.at_once, self._opened)
         self._size = image_size
         self._policy = policy
         self._search = SizeSearch(policy.buckets, policy.most_bytes) if policy.find_out else None
@@ -106,7 +97,6 @@ class Batcher:
         self._waiting: deque[_Item] = deque()
         self._changed = asyncio.Event()
         self._coming = 0
-        self._copies: list[_Copy] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.last_success = -float("inf")
         """`time.monotonic()` of the last inference that succeeded."""
@@ -114,7 +104,7 @@ class Batcher:
     @property
     def alive(self) -> bool:
         """Whether a runtime is there to answer."""
-        return bool(self._copies)
+        return bool(self.lanes)
 
     async def start(self) -> None:
         """Load every runtime and warm it up with every batch size, or with those that can be tried quickly.
@@ -122,19 +112,15 @@ class Batcher:
         Raises:
             InputError: It cannot be loaded.
         """
-        for number in range(self._policy.replicas):
-            thread = RuntimeThread(f"runtime-{number}")
-            try:
+        try:
+            for number in range(self._policy.replicas):
                 if self._search is not None and not number:
-                    runtime = await self._load(thread, ())
-                    await self._try_quick_sizes(thread, runtime, self._search)
+                    await self._try_quick_sizes(await self.lanes.open(number, ()), self._search)
                 else:
-                    runtime = await self._load(thread, self._buckets)
-            except BaseException:
-                thread.abandon()
-                await self.close()
-                raise
-            self._copies.append(_Copy(number, thread, runtime))
+                    await self.lanes.open(number, self._buckets)
+        except BaseException:
+            await self.close()
+            raise
         self._spawn(self._dispatch())
 
     async def close(self) -> None:
@@ -143,9 +129,7 @@ class Batcher:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for copy in self._copies:
-            copy.thread.abandon()
-        self._copies.clear()
+        await self.lanes.close()
         while self._waiting:
             _fail(self._waiting.popleft(), _unavailable())
 
@@ -211,7 +195,7 @@ class Batcher:
         return task
 
     async def _dispatch(self) -> None:
-        """Give batches to the copies whenever crops have come or a copy is free."""
+        """Give batches to the lanes whenever crops have come or a lane is free."""
         while True:
             self._changed.clear()
             pause = self._give_out()
@@ -223,25 +207,25 @@ class Batcher:
 
     def _give_out(self) -> float | None:
         """Start all that can be started now; return how long to wait for crops that were announced, if for any."""
-        while self._copies:
-            copy = min(self._copies, key=lambda each: each.batches)
+        while self.lanes:
+            lane = self.lanes.least_busy()
             waiting, full = self._prune(), self._buckets[-1]
-            if self._search is not None and not copy.batches and self._may_try(copy, waiting):
-                self._start(copy, self._try_between(copy, self._search))
+            if self._search is not None and not lane.batches and self._may_try(lane, waiting):
+                self._start(lane, self._try_between(lane, self._search))
                 continue
             # behind a batch that runs stands only a full one, since others may still grow, and none before a trial
-            if not waiting or (copy.batches and (waiting < full or copy.batches > 1 or self._search)):
+            if not waiting or (lane.batches and (waiting < full or lane.batches > 1 or self._search)):
                 break
             left = self._waiting[0].since + self._policy.max_wait_s - time.perf_counter()
             if waiting < full and self._coming and left > 0:
                 return left
             batch = self._take(batch_size(waiting, self._buckets))
-            self._start(copy, self._run(copy, batch), batch)
+            self._start(lane, self._run(lane, batch), batch)
         return None
 
-    def _start(self, copy: _Copy, work: Coroutine[None, None, None], batch: Sequence[_Item] = ()) -> None:
+    def _start(self, lane: Lane, work: Coroutine[None, None, None], batch: Sequence[_Item] = ()) -> None:
         def ended(task: asyncio.Task[None]) -> None:
-            copy.batches -= 1
+            lane.batches -= 1
             self._changed.set()
             error = None if task.cancelled() else task.exception()
             if error is not None:
@@ -250,7 +234,7 @@ class Batcher:
                 for item in batch:
                     _fail(item, _unavailable())
 
-        copy.batches += 1
+        lane.batches += 1
         self._spawn(work).add_done_callback(ended)
 
     def _prune(self) -> int:
@@ -269,21 +253,21 @@ class Batcher:
             taken.append(item)
         return taken
 
-    async def _run(self, copy: _Copy, batch: list[_Item]) -> None:
-        """Run a batch and hand out its answers; replace the copy's runtime where it fails."""
+    async def _run(self, lane: Lane, batch: list[_Item]) -> None:
+        """Run a batch and hand out its answers; replace the lane's runtime where it fails."""
         crops = np.concatenate([item.crops for item in batch]) if len(batch) > 1 else batch[0].crops
         padded = pad(crops, self._buckets)
 
         def work() -> tuple[float, Answer]:
-            return time.perf_counter(), copy.runtime.run(padded)
+            return time.perf_counter(), lane.runtime.run(padded)
 
         try:
             # a batch behind another has the time of both
-            started, answer = await copy.thread.call(work, self._policy.infer_timeout_s * copy.batches)
+            started, answer = await lane.thread.call(work, self._policy.infer_timeout_s * lane.batches)
         except NeverRunError:
             self._waiting.extendleft(reversed(batch))
         except Exception as error:  # noqa: BLE001 - whatever a runtime throws, it is not trusted again
-            self._lose(copy, error, len(crops))
+            self._lose(lane, error, len(crops))
             for item in batch:
                 _fail(item, _unavailable())
         else:
@@ -291,79 +275,47 @@ class Batcher:
             self._metrics.batch_size.observe(len(crops))
             _hand_out(batch, answer, started, time.perf_counter())
 
-    def _lose(self, copy: _Copy, error: Exception, crops: int) -> None:
-        """Do without a copy from now on, and make another; what stood behind the batch that failed is not lost."""
-        reason = "hung" if isinstance(error, TimeoutError) else "threw"
-        self._metrics.replaced.labels(reason).inc()
-        event(f"runtime {reason}", level=logging.ERROR, error=error, crops=crops)
-        self._copies.remove(copy)
-        copy.thread.abandon()
-        self._spawn(self._replace(copy.number))
+    def _lose(self, lane: Lane, error: Exception, crops: int) -> None:
+        reason = self.lanes.lose(lane, error, crops, self._buckets[:1])
+        if reason is not None:
+            self._metrics.replaced.labels(reason).inc()
 
-    async def _try_quick_sizes(self, thread: RuntimeThread, runtime: Runtime, search: SizeSearch) -> None:
+    def _opened(self) -> None:
+        self.last_success = time.monotonic()
+        self._changed.set()
+
+    async def _try_quick_sizes(self, lane: Lane, search: SizeSearch) -> None:
         end = time.perf_counter() + _TRIED_AT_START_S
         while search.next is not None and time.perf_counter() + search.expected_s < end:
-            await self._try(search.next, thread, runtime, search, _LOAD_TIMEOUT_S)
+            await self._try(search.next, lane, search, LOAD_TIMEOUT_S)
 
-    def _may_try(self, copy: _Copy, waiting: int) -> bool:
+    def _may_try(self, lane: Lane, waiting: int) -> bool:
         """Whether to try a batch size now instead of running what waits."""
-        if copy.number:
+        if lane.copy:
             return False
         return not (waiting or self._coming) or time.perf_counter() - self._tried > _TRIED_AT_LEAST_EVERY_S
 
-    async def _try_between(self, copy: _Copy, search: SizeSearch) -> None:
+    async def _try_between(self, lane: Lane, search: SizeSearch) -> None:
         """Try a size between two batches. Where that fails the runtime is replaced, and no more is tried."""
         assert search.next is not None  # noqa: S101 - the caller has asked
         try:
-            await self._try(search.next, copy.thread, copy.runtime, search, self._policy.infer_timeout_s)
+            await self._try(search.next, lane, search, self._policy.infer_timeout_s)
         except Exception as error:  # noqa: BLE001 - as in `_run`
             self._search = None
-            self._lose(copy, error, search.next)
+            self._lose(lane, error, search.next)
 
-    async def _try(
-        self, size: int, thread: RuntimeThread, runtime: Runtime, search: SizeSearch, timeout: float
-    ) -> None:
+    async def _try(self, size: int, lane: Lane, search: SizeSearch, timeout: float) -> None:
         crops = np.zeros((size, self._size, self._size, 3), np.uint8)
-        work = partial(timed, lambda: runtime.run(crops), on_processors=self._policy.on_processors)
-        search.tell(await thread.call(work, timeout))
+        work = partial(timed, lambda: lane.runtime.run(crops), on_processors=self._policy.on_processors)
+        search.tell(await lane.thread.call(work, timeout))
         self._tried = time.perf_counter()
         self.last_success = time.monotonic()
         self._buckets = search.sizes
         if search.next is None:
             self._search = None
             event("batch sizes found", sizes=self._buckets)
-            if search.tried_in_vain and isinstance(runtime, GivesBack):
-                await thread.call(runtime.give_back, timeout)
-
-    async def _replace(self, number: int) -> None:
-        pause = _FIRST_PAUSE_S
-        while True:
-            thread = RuntimeThread(f"runtime-{number}")
-            try:
-                runtime = await self._load(thread, self._buckets[:1])
-            except Exception as error:  # noqa: BLE001 - it is tried again, ever more slowly
-                thread.abandon()
-                event("runtime cannot be replaced yet", level=logging.ERROR, error=error, pause_s=pause)
-            except BaseException:
-                thread.abandon()
-                raise
-            else:
-                self._copies.append(_Copy(number, thread, runtime))
-                self._changed.set()
-                return
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
-
-    async def _load(self, thread: RuntimeThread, sizes: Sequence[int]) -> Runtime:
-        def load() -> Runtime:
-            runtime = self._open()
-            for size in sizes:
-                runtime.run(np.zeros((size, self._size, self._size, 3), np.uint8))
-            return runtime
-
-        runtime = await thread.call(load, _LOAD_TIMEOUT_S)
-        self.last_success = time.monotonic()
-        return runtime
+            if search.tried_in_vain and isinstance(lane.runtime, GivesBack):
+                await lane.thread.call(lane.runtime.give_back, timeout)
 
 
 def _hand_out(batch: Sequence[_Item], answer: Answer, started: float, ended: float) -> None:

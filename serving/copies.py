@@ -1,4 +1,4 @@
-"""How many copies of a network run side by side, and with how many threads each."""
+"""How many copies of a network run side by side, with how many threads and how many crops at once each."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.runtime import Runtime
+from pipeline.runtime import RunsBeside, Runtime
+from serving.memory import give_back, resident_bytes
 
 _UNNOTICED_S = 0.001
 """A lone crop may take so much longer where that lets the processors work without waiting for each other."""
 _QUICK_S = 0.01
 """Slower networks are not tried with one thread: reading their file again takes longer than the answer is worth."""
 _MOST = 8
-"""Most copies that are found: the server's own thread has no more work for them."""
+"""Most that is found to run at once: the server's own thread has no more work."""
 _TRIALS = 5
 
 
@@ -26,10 +27,13 @@ class Copies:
     Attributes:
         count: How many.
         threads: Of each.
+        at_once: Runs that each has under way at the same time. One alone has all threads; several have one each, share
+            the copy's weights, and wait for no other thread.
     """
 
     count: int
     threads: int
+    at_once: int = 1
 
 
 def given_copies(count: int | None, threads: int | None, cores: int) -> Copies | None:
@@ -42,28 +46,34 @@ def given_copies(count: int | None, threads: int | None, cores: int) -> Copies |
 
 
 def find_copies(
-    together: Runtime, open_alone: Callable[[], Runtime], image_size: int, cores: int
+    together: Runtime, open_alone: Callable[[], Runtime], image_size: int, cores: int, most_bytes: int
 ) -> tuple[Copies, Runtime]:
-    """Choose between all threads for one crop and a crop for each thread.
+    """Choose between a copy for each thread, and one whose threads share a crop or have one each.
 
     Threads that share a crop wait for each other at every layer, and the longer the busier the cores are: for a small
     network the waiting takes longer than the work that is shared.
 
     Args:
-        together: The network with all threads.
+        together: The network with all threads, not run yet.
         open_alone: Opens it with one.
         image_size: Side of a crop in pixels.
         cores: Two or more.
+        most_bytes: Memory that runs beside a first one may take.
 
     Returns:
         The choice, and the runtime of the first copy.
     """
+    # what loading left over would hide what a run takes
+    give_back()
+    before = resident_bytes()
     quickest = _quickest(together, image_size)
+    taken = max(1, resident_bytes() - before)
     if quickest <= _QUICK_S:
         alone = open_alone()
         if _quickest(alone, image_size) <= quickest + _UNNOTICED_S:
             return Copies(min(cores, _MOST), 1), alone
-    return Copies(1, cores), together
+    at_once = min(cores, _MOST, 1 + most_bytes // taken) if isinstance(together, RunsBeside) else 1
+    return Copies(1, cores, at_once), together
 
 
 def _quickest(runtime: Runtime, image_size: int) -> float:

@@ -37,10 +37,13 @@ class Engine:
         self.used = BundleUsed(
             id=bundle.manifest.id, artefact=opened.artefact.name, runtime=opened.runtime.label
         )
-        most = settings.max_batch or (MOST_TRIED if copies.count == 1 else MOST_TRIED_EACH)
+        # runs that have a thread each save nothing by batches
+        most = settings.max_batch or (
+            1 if copies.at_once > 1 else MOST_TRIED if copies.count == 1 else MOST_TRIED_EACH
+        )
         policy = BatchPolicy(
             buckets=buckets_up_to(min(most, opened.artefact.max_batch or most)),
-            find_out=settings.max_batch is None,
+            find_out=settings.max_batch is None and copies.at_once == 1,
             most_bytes=settings.batch_memory / copies.count,
             on_processors=opened.artefact.runtime in _ON_PROCESSORS,
             max_wait_s=settings.max_wait_ms / 1000,
@@ -48,6 +51,7 @@ class Engine:
             infer_timeout_s=settings.infer_timeout_s,
             queue_timeout_s=settings.queue_timeout_s,
             replicas=copies.count,
+            at_once=copies.at_once,
         )
         factory = _factory(bundle, opened, copies.threads)
         self.batcher = Batcher(factory, self.analyser.image_size, policy, metrics)
@@ -65,7 +69,7 @@ class Engine:
         bundle, opened, copies = await asyncio.to_thread(_open, folder, settings)
         for reason in opened.passed_over:
             event("artefact passed over", reason=reason)
-        event("copies of the network", copies=copies.count, threads=copies.threads)
+        event("copies of the network", copies=copies.count, threads=copies.threads, at_once=copies.at_once)
         engine = cls(bundle, opened, copies, settings, metrics)
         await engine.batcher.start()
         return engine
@@ -189,6 +193,7 @@ def _open(folder: Path, settings: Settings) -> tuple[Bundle, Opened, Copies]:
         lambda: open_artefact(bundle.folder, opened.artefact, threads=1),
         bundle.manifest.network.image_size,
         cores(),
+        settings.batch_memory,
     )
     return bundle, replace(opened, runtime=first), copies
 

@@ -26,7 +26,8 @@ class RuntimeThread:
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Callable[[Any, Any], None]] | None]
         self._calls = queue.SimpleQueue()
         self._pending: set[asyncio.Future[Any]] = set()
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
 
     async def call(self, work: Callable[[], _T], timeout: float) -> _T:
         """Run `work` in the thread and wait for its result.
@@ -60,6 +61,10 @@ class RuntimeThread:
         for future in list(self._pending):
             if not future.done():
                 future.set_exception(NeverRunError)
+
+    async def ended(self, within: float) -> None:
+        """Wait until a thread that was abandoned has ended, at most so many seconds."""
+        await asyncio.to_thread(self._thread.join, within)
 
     def _work(self) -> None:
         failed = False

@@ -43,7 +43,8 @@ class Settings(BaseModel):
         None,
         ge=1,
         le=64,
-        description="Copies of the network that run side by side; none: one, or one a core where one thread is enough.",
+        description="Copies of the network that run side by side; none: one a core where one thread is enough, else "
+        "one that gives each thread a crop of its own where several wait.",
     )
     runtime_threads: int | None = Field(
         None,
@@ -59,7 +60,8 @@ class Settings(BaseModel):
     batch_memory: int = Field(
         128 * MIB,
         ge=0,
-        description="Memory that larger batches may take beyond a single crop's where max_batch is none.",
+        description="Memory that several crops at once may take beyond a single one's, in a batch or in runs side by "
+        "side, where how many is not set.",
     )
     max_wait_ms: float = Field(
         4.0, ge=0, le=1000, description="How long a crop waits for others that are on their way."

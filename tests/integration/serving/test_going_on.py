@@ -20,7 +20,8 @@ import requests
 from pipeline.bundle import open_bundle
 from pipeline.manifest import MANIFEST_NAME
 from pipeline.runtime import Answer, Crops
-from pipeline.runtime_onnx import OnnxRuntime
+from pipeline.runtime_onnx import OnnxRuntime, OnnxRuntimeBeside
+from serving.settings import cores
 from tests.bundles import write_bundle, write_checkpoint, write_manifest
 from tests.servers import ServerProcess, ServerThread, post_image, until
 
@@ -55,6 +56,28 @@ def test_overload_is_told_at_once_and_nothing_is_lost(start: Start, face_png: by
 
 def test_many_at_once_get_their_own_answers(server: ServerThread, bundle_folder: Path) -> None:
     """Crops of many requests share batches; each gets the logits that it gets alone."""
+    before = server.metric("stillface_batch_crops_count")
+    asked = _ask_at_once(server, bundle_folder)
+    assert server.metric("stillface_batch_crops_count") - before < asked
+
+
+@pytest.mark.skipif(cores() < 2, reason="one core has nothing to share")
+def test_a_slow_network_answers_one_for_each_thread_at_once(
+    start: Start, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every network is slow here; the crops of several requests run beside each other in one copy."""
+    monkeypatch.setattr("serving.copies._QUICK_S", 0.0)
+    server = start(runtime_threads=None, max_batch=None)
+    ways = {lane.runtime for lane in server.service.engines.current.batcher.lanes}
+    assert len(ways) == min(cores(), 8)
+    assert {type(way) for way in ways} == {OnnxRuntime, OnnxRuntimeBeside}
+    before = server.metric("stillface_batch_crops_count")
+    asked = _ask_at_once(server, bundle_folder)
+    assert server.metric("stillface_batch_crops_count") - before == asked
+
+
+def _ask_at_once(server: ServerThread, bundle_folder: Path) -> int:
+    """Send crops from many clients, check the answers against the bare runtime's, return how many crops."""
     bundle = open_bundle(bundle_folder)
     runtime = OnnxRuntime(bundle.folder / "model.onnx", threads=1)
     side = bundle.manifest.network.image_size
@@ -73,11 +96,10 @@ def test_many_at_once_get_their_own_answers(server: ServerThread, bundle_folder:
         )
         return list(answer.json()["outputs"][0]["data"])
 
-    before = server.metric("stillface_batch_crops_count")
     with ThreadPoolExecutor(16) as clients:
         answers = list(clients.map(ask, range(len(crops))))
     np.testing.assert_allclose(answers, expected, atol=2e-5)
-    assert server.metric("stillface_batch_crops_count") - before < len(crops)
+    return len(crops)
 
 
 @pytest.mark.parametrize("how", ["throws", "hangs"])

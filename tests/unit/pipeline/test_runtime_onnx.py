@@ -1,14 +1,18 @@
-"""ONNX Runtime: memory."""
+"""ONNX Runtime: memory, and runs beside each other."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import psutil
+import pytest
 
 from pipeline.bundle import open_bundle
-from pipeline.runtime import GivesBack, open_artefact
+from pipeline.errors import InputError
+from pipeline.runtime import GivesBack, RunsBeside, open_artefact
+from pipeline.runtime_onnx import OnnxRuntime
 
 
 def test_memory_of_a_large_batch_is_given_back_and_answers_stay(bundle_folder: Path) -> None:
@@ -26,3 +30,33 @@ def test_memory_of_a_large_batch_is_given_back_and_answers_stay(bundle_folder: P
     runtime.give_back()
     assert process.memory_info().rss - before < 0.3 * taken
     assert np.array_equal(runtime.run(crops).logits, first)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_runs_beside_each_other_answer_what_one_alone_does(bundle_folder: Path, threads: int) -> None:
+    bundle = open_bundle(bundle_folder)
+    runtime = open_artefact(bundle.folder, bundle.artefact("onnx"), threads=threads)
+    assert isinstance(runtime, RunsBeside)
+    side = bundle.manifest.network.image_size
+    crops = np.random.default_rng(0).integers(0, 256, (4, side, side, 3), np.uint8)
+    alone = [runtime.run(crop[None]) for crop in crops]
+    ways = [runtime, *(runtime.beside() for _ in range(3))]
+    with ThreadPoolExecutor(len(ways)) as pool:
+        for _ in range(10):
+            answers = pool.map(lambda way, crop: way.run(crop[None]), ways, crops)
+            for answer, expected in zip(answers, alone, strict=True):
+                assert np.array_equal(answer.logits, expected.logits)
+                assert answer.evidence is not None
+                assert expected.evidence is not None
+                assert np.array_equal(answer.evidence, expected.evidence)
+    assert ways[-1].label == runtime.label
+    with pytest.raises(InputError, match="expected uint8"):
+        ways[-1].run(crops[:, :8])
+
+
+def test_a_run_beside_that_fails_says_why(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = open_bundle(bundle_folder)
+    runtime = OnnxRuntime(bundle.folder / bundle.artefact("onnx").files[0].path, threads=2)
+    monkeypatch.setattr("pipeline.runtime_onnx.check_crops", lambda *_: None)
+    with pytest.raises(Exception, match="Got invalid dimensions"):
+        runtime.beside().run(np.zeros((1, 8, 8, 3), np.uint8))

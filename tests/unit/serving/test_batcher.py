@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
+from pipeline.errors import InputError
 from pipeline.runtime import Answer, Crops
 from serving.batcher import Batcher, BatchPolicy, Served
 from serving.metrics import Metrics
@@ -326,7 +327,9 @@ def test_a_full_batch_follows_the_one_that_runs_without_the_loop_s_help() -> Non
     play(scene, buckets=(1, 2))
 
 
-def test_stopping_refuses_what_stands_behind_a_batch_that_runs() -> None:
+def test_stopping_refuses_what_stands_behind_a_batch_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.lanes._END_S", 0.1)
+
     async def scene(batcher: Batcher, runtime: Runtime) -> None:
         runtime.open.clear()
         tasks = [asyncio.create_task(batcher.run(crops(mark))) for mark in (1, 2, 3)]
@@ -340,6 +343,31 @@ def test_stopping_refuses_what_stands_behind_a_batch_that_runs() -> None:
         runtime.open.set()
 
     play(scene, buckets=(1,))
+
+
+def test_stopping_waits_for_what_runs() -> None:
+    """A runtime that comes back into a process that is ending brings it down."""
+
+    class Long(Runtime):
+        ended = 0
+
+        def run(self, crops: Crops) -> Answer:
+            if crops.any():
+                self.batches.append([])
+                time.sleep(0.3)
+                self.ended += 1
+            return super().run(crops)
+
+    async def scene(batcher: Batcher, runtime: Long) -> None:
+        task = asyncio.create_task(batcher.run(crops(1)))
+        while [] not in runtime.batches:
+            await asyncio.sleep(0.01)
+        await batcher.close()
+        assert runtime.ended == 1
+        with pytest.raises(ProblemError):
+            await task
+
+    play(scene, Long)
 
 
 def test_sizes_that_do_not_pay_are_not_used() -> None:
@@ -456,5 +484,102 @@ def test_replicas_work_side_by_side() -> None:
         answers = await asyncio.gather(batcher.run(crops(1)), batcher.run(crops(2)))
         assert [marks_of(served) for served in answers] == [[1], [2]]
         await batcher.close()
+
+    asyncio.run(asyncio.wait_for(scene(), 20))
+
+
+class Shared(Runtime):
+    """Runs beside itself; notes by which way each batch came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ways: list[tuple[int, int]] = []
+        self.besides = 0
+
+    def run(self, crops: Crops) -> Answer:
+        return self.run_by(0, crops)
+
+    def run_by(self, way: int, crops: Crops) -> Answer:
+        self.ways.append((way, int(crops[0, 0, 0, 0])))
+        return super().run(crops)
+
+    def beside(self) -> Beside:
+        self.besides += 1
+        return Beside(self, self.besides)
+
+
+class Beside:
+    label = "test"
+
+    def __init__(self, shared: Shared, way: int) -> None:
+        self.shared = shared
+        self.way = way
+
+    def run(self, crops: Crops) -> Answer:
+        return self.shared.run_by(self.way, crops)
+
+
+def test_several_run_at_once_in_one_copy_and_a_lone_one_has_all_its_threads() -> None:
+    async def scene(batcher: Batcher, runtime: Shared) -> None:
+        assert sorted(runtime.ways) == [(0, BLACK), (1, BLACK), (2, BLACK)]
+        runtime.ways.clear()
+        for mark in (1, 2, 3):
+            await batcher.run(crops(mark))
+        assert runtime.ways == [(0, 1), (0, 2), (0, 3)]
+        runtime.ways.clear()
+        runtime.open.clear()
+        tasks = [asyncio.create_task(batcher.run(crops(mark))) for mark in (4, 5, 6)]
+        while len(runtime.ways) < 3:
+            await asyncio.sleep(0.01)
+        assert sorted(runtime.ways) == [(0, 4), (1, 5), (2, 6)]
+        runtime.open.set()
+        assert [marks_of(await task) for task in tasks] == [[4], [5], [6]]
+
+    play(scene, Shared, buckets=(1,), at_once=3)
+
+
+@pytest.mark.parametrize("poisoned", [1, 2])
+def test_what_runs_in_one_copy_is_lost_and_replaced_together(poisoned: int) -> None:
+    """Also where both of its runs fail: that is one loss."""
+
+    async def scene() -> None:
+        made: list[Shared] = []
+
+        def opened() -> Shared:
+            def poison() -> None:
+                raise MemoryError("out of memory")
+
+            made.append(Shared())
+            made[-1].poison = poison
+            return made[-1]
+
+        batcher = batcher_of(opened, buckets=(1,), at_once=2)
+        await batcher.start()
+        made[0].open.clear()
+        given = [POISON] * poisoned + [7] * (2 - poisoned)
+        running = [asyncio.create_task(batcher.run(crops(mark))) for mark in given]
+        while len(made[0].served()) < 2:
+            await asyncio.sleep(0.01)
+        waiting = [asyncio.create_task(batcher.run(crops(mark))) for mark in (8, 9)]
+        await asyncio.sleep(0.02)
+        made[0].open.set()
+        outcomes = await asyncio.gather(*running, return_exceptions=True)
+        assert all(isinstance(outcome, ProblemError) for outcome in outcomes[:poisoned])
+        # one that ran beside the poison was answered before the copy was lost, or by the next
+        assert [marks_of(outcome) for outcome in outcomes[poisoned:] if isinstance(outcome, Served)] == [
+            [7]
+        ] * (2 - poisoned)
+        assert [marks_of(await task) for task in waiting] == [[8], [9]]
+        assert len(made) == 2
+        assert batcher.alive
+        await batcher.close()
+
+    asyncio.run(asyncio.wait_for(scene(), 20))
+
+
+def test_a_runtime_that_cannot_run_beside_itself_is_refused() -> None:
+    async def scene() -> None:
+        with pytest.raises(InputError, match="one batch at a time"):
+            await batcher_of(Runtime, at_once=2).start()
 
     asyncio.run(asyncio.wait_for(scene(), 20))

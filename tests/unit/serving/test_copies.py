@@ -9,6 +9,9 @@ import pytest
 
 from pipeline.runtime import Answer, Crops
 from serving.copies import Copies, find_copies, given_copies
+from serving.settings import MIB
+
+MUCH = 1 << 50
 
 
 class Runtime:
@@ -47,19 +50,50 @@ def test_there_is_nothing_to_find_on_one_core() -> None:
 
 def test_a_network_that_one_thread_answers_as_quickly_gets_a_copy_a_core() -> None:
     together, alone = Runtime(0.003), Runtime(0.003)
-    assert find_copies(together, lambda: alone, 4, cores=4) == (Copies(4, 1), alone)
-    assert find_copies(together, lambda: alone, 4, cores=64) == (Copies(8, 1), alone)
+    assert find_copies(together, lambda: alone, 4, 4, MUCH) == (Copies(4, 1), alone)
+    assert find_copies(together, lambda: alone, 4, 64, MUCH) == (Copies(8, 1), alone)
 
 
 def test_a_network_that_needs_its_threads_keeps_them() -> None:
     together = Runtime(0.003)
-    assert find_copies(together, lambda: Runtime(0.008), 4, cores=4) == (Copies(1, 4), together)
+    assert find_copies(together, lambda: Runtime(0.008), 4, 4, MUCH) == (Copies(1, 4), together)
+
+
+def opened() -> Runtime:
+    raise AssertionError("opened")
 
 
 def test_a_slow_network_is_not_opened_again() -> None:
-    def opened() -> Runtime:
-        raise AssertionError("opened")
-
     together = Runtime(0.03)
-    assert find_copies(together, opened, 4, cores=4) == (Copies(1, 4), together)
+    assert find_copies(together, opened, 4, 4, MUCH) == (Copies(1, 4), together)
     assert together.runs == 2  # one warms up
+
+
+class Sharing(Runtime):
+    """Takes memory at its first run, and can run beside itself."""
+
+    def __init__(self, seconds: float, mib: int) -> None:
+        super().__init__(seconds)
+        self.mib = mib
+        self.taken = b""
+
+    def run(self, crops: Crops) -> Answer:
+        self.taken = self.taken or b"1" * (self.mib * MIB)
+        return super().run(crops)
+
+    def beside(self) -> Sharing:
+        return self
+
+
+def test_a_slow_network_that_can_gives_each_thread_a_crop_of_its_own() -> None:
+    together = Sharing(0.03, mib=0)
+    assert find_copies(together, opened, 4, 4, MUCH) == (Copies(1, 4, at_once=4), together)
+    together = Sharing(0.03, mib=0)
+    assert find_copies(together, opened, 4, 64, MUCH) == (Copies(1, 64, at_once=8), together)
+
+
+def test_as_many_at_once_as_their_memory_allows() -> None:
+    together = Sharing(0.03, mib=40)
+    assert find_copies(together, opened, 4, 8, 100 * MIB) == (Copies(1, 8, at_once=3), together)
+    together = Sharing(0.03, mib=40)
+    assert find_copies(together, opened, 4, 8, 0) == (Copies(1, 8, at_once=1), together)
