@@ -1,4 +1,9 @@
-"""One picture, one score: training's evaluation, `predict`, the server and the parity report agree on it."""
+"""One picture, one score: training's evaluation, `predict`, the server and the parity report agree on it.
+
+Evaluation cuts the very crop that the server cuts, bit for bit, and an artefact has one score of it, whoever asks. Only
+the arithmetic differs, since evaluation runs the checkpoint in PyTorch: by how much is what the parity gate bounds and
+its report says, and the scores here are as far apart as it says.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +24,26 @@ from export.formats import parse_formats
 from export.parity_inputs import drawn_crops
 from export.parity_report import ParityReport, read_parity
 from pipeline import assets
-from pipeline.images import save_image
+from pipeline.analysis import Analyser
+from pipeline.bundle import open_bundle
+from pipeline.images import read_image, save_image
+from pipeline.runtime import Crops, open_artefact
 from pipeline.scoring import p_fake
 from pipeline.video import sample_frames
 from serving.predict import Options, Predictor
 from serving.settings import Settings
 from tests.servers import ServerThread, post_image
 from training import prepare
+from training.dataset import LabelledFaces
 from training.evaluate import evaluate
+from training.index import read_index
 
 pytestmark = pytest.mark.slow
 
 CLOSE = 1e-6
 ROUNDING = 1e-5
-"""Float32's own noise in a network of this depth: PyTorch, ONNX Runtime and OpenVINO add in different orders."""
+"""Between runtimes: float32's own noise in a network of this depth, which PyTorch, ONNX Runtime and OpenVINO add in
+different orders."""
 CPU_ARTEFACTS = ("onnx", "openvino")
 
 
@@ -40,6 +51,7 @@ CPU_ARTEFACTS = ("onnx", "openvino")
 class Made:
     pictures: list[Path]
     evaluated: dict[str, float]
+    crops: dict[str, Crops]
     bundle: Path
     report: ParityReport
 
@@ -66,7 +78,10 @@ def made(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, clip: Path)
     formats = parse_formats(",".join(CPU_ARTEFACTS))
     settings = ExportSettings(checkpoint, root / "bundle", formats, data, images=8, threads=1)
     export_bundle(settings, Console(quiet=True))
-    return Made(pictures, evaluated, root / "bundle", read_parity(root / "bundle"))
+    report = read_parity(root / "bundle")
+    faces = LabelledFaces(read_index(data), sizes=(report.image_size,))
+    crops = {Path(faces.records[face.row].video).stem: face.crops[0].numpy()[None] for face in faces}
+    return Made(pictures, evaluated, crops, root / "bundle", report)
 
 
 @pytest.fixture(params=CPU_ARTEFACTS)
@@ -80,12 +95,18 @@ def server(request: pytest.FixtureRequest, made: Made) -> Iterator[ServerThread]
 def test_a_picture_has_one_score(made: Made, server: ServerThread) -> None:
     artefact = str(server.settings.artefact)
     predictor = Predictor(made.bundle, artefact=artefact, threads=1)
+    bundle = open_bundle(made.bundle)
+    analyser, runtime = Analyser(bundle), open_artefact(bundle.folder, bundle.artefact(artefact), threads=1)
     apart = []
     for picture in made.pictures:
         answer = post_image(server.url, picture.read_bytes()).json()
         assert answer["bundle"]["artefact"] == artefact
         predicted = predictor.predict(picture, Options()).score
         assert answer["score"] == pytest.approx(predicted, abs=CLOSE)
+        crop = made.crops[picture.stem]
+        np.testing.assert_array_equal(analyser.look(read_image(picture.read_bytes())).crops, crop)
+        through = p_fake(runtime.run(crop).logits, made.report.calibration.temperature)
+        assert answer["score"] == pytest.approx(through.item(), abs=CLOSE)
         apart.append(abs(answer["score"] - made.trained(picture)))
     # the report is about these very pictures, and says how far the artefact is from PyTorch on the worst of them
     assert made.report.shown.counts["real"] == len(made.pictures)
