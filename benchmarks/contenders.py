@@ -83,10 +83,11 @@ def open_way(way: Way, files: Mapping[str, str], threads: int) -> Contender:
         providers = ("CUDAExecutionProvider",) if way.device == "cuda" else (CPU,)
         return HostContender(OnnxRuntime(path, threads=threads, providers=providers))
     if way.file.startswith("openvino"):
-        from pipeline.runtime_openvino import OpenVinoRuntime
+        from pipeline.runtime_openvino import FloatPrecision, OpenVinoRuntime
 
-        precision = "bf16" if way.precision == "bf16" else "f32"
-        return HostContender(OpenVinoRuntime(path, threads=threads, precision=precision))
+        # int8 models say themselves in what arithmetic their float layers were proven
+        floats: dict[str, FloatPrecision] = {"fp32": "f32", "bf16": "bf16"}
+        return HostContender(OpenVinoRuntime(path, threads=threads, precision=floats.get(way.precision)))
     return HostContender(_engine(way, path))
 
 

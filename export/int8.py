@@ -25,7 +25,7 @@ from export.activation_ranges import (
 from export.agreement import Agreement, Gate, Labels, Logits, compare
 from export.intermediates import check_calibration, logits_of, read_graph, square_of
 from export.qdq import Form, Quantisable, examine, has_byte_dot_products, prepare, quantise
-from export.sensitivity import NOISE_CROPS, in_company, leave_in_float, noise_of_each
+from export.sensitivity import NOISE_CROPS, choose_tellers, in_company, leave_in_float, noise_of_each
 from export.speed_gate import speedup
 from pipeline.errors import InputError
 from pipeline.runtime import Crops
@@ -41,7 +41,7 @@ SEARCH_CROPS: Final = 160
 """Held-out crops that candidates are compared on; the result is measured on all of them."""
 _HELD_OUT_EVERY = 3
 _MARGIN_DB = 1.0
-_STEPS_DB = (3.0, 8.0)
+_STEPS_DB = (1.5, 8.0)
 """Least and most by which the noise allowed falls from one attempt to the next."""
 
 
@@ -98,7 +98,7 @@ class Calibration:
         logits: The fp32 graph's on those.
         threads: Of the runtimes.
         reduce_range: 7-bit weights.
-        noise: By method, what each layer alone does to the logits, as far as it was asked for.
+        noise: By runtime and method, what each layer alone does to the logits, as far as it was asked for.
         ranges: By method, the range of every activation, as far as it was asked for.
         best: Of several methods for a runtime, the best one.
     """
@@ -114,7 +114,7 @@ class Calibration:
     logits: Logits
     threads: int | None
     reduce_range: bool
-    noise: dict[Method, dict[str, float]] = field(default_factory=dict)
+    noise: dict[tuple[Form, Method], dict[str, float]] = field(default_factory=dict)
     ranges: dict[Method, dict[str, Range]] = field(default_factory=dict)
     best: dict[tuple[Form, tuple[Method, ...]], Method] = field(default_factory=dict)
 
@@ -210,10 +210,10 @@ class Search:
     ) -> None:
         self.calibration, self.form, self._answer = calibration, form, answer
         self.tried: dict[str, Agreement] = {}
+        self._all_int8: dict[Method, Logits] = {}
         self._everywhere = np.arange(len(calibration.labels))
         few = len(self._everywhere) <= SEARCH_CROPS
         self._places = self._everywhere if few else _thin(calibration.labels, SEARCH_CROPS)
-        self._few = _thin(calibration.labels, NOISE_CROPS)
 
     def best_method(self, methods: Sequence[Method]) -> Method:
         """The method with the highest SQNR of the logits with every layer in int8."""
@@ -225,7 +225,7 @@ class Search:
         places = _thin(self.calibration.labels, METHOD_CROPS)
         for method in methods:
             candidate = self.build(method, self.calibration.parts.products)
-            self.tried[method] = self.judge(candidate.model, places)
+            self.tried[method] = self.judge(candidate, places)
         known[rivals] = max(methods, key=lambda method: self.tried[method].sqnr_db)
         return known[rivals]
 
@@ -245,33 +245,44 @@ class Search:
                 kept = leave_in_float(noise, parts.costs, 10 ** (-target / 10) / together)
                 candidate, found = self._try(method, kept, gate)
         if found.crops < len(self._everywhere):
-            found = self.judge(candidate.model, self._everywhere)
+            found = self.judge(candidate, self._everywhere)
         return candidate, found
 
     def _try(self, method: Method, kept: Collection[str], gate: Gate) -> tuple[Candidate, Agreement]:
         """Build with some layers in float, look, and look at all held-out crops where some of them hold the gate."""
         products = self.calibration.parts.products
         candidate = self.build(method, [name for name in products if name not in kept])
-        found = self.judge(candidate.model, self._places)
+        logits = self._ask(candidate, self._places)
+        if not kept:
+            self._all_int8[method] = logits
+        found = self._compare(logits, self._places)
         if not gate.failures(found) and found.crops < len(self._everywhere):
-            found = self.judge(candidate.model, self._everywhere)
+            found = self.judge(candidate, self._everywhere)
         self.tried[f"{method}, {len(kept)} of {len(products)} in float"] = found
         return candidate, found
 
     def noise(self, method: Method) -> dict[str, float]:
-        """What each layer alone does to the logits; measured once for all runtimes, for it takes a minute."""
+        """What each layer alone does to the logits, on the crops that tell how the graph with all in int8 errs.
+
+        Measured once for a runtime's form, for it takes half a minute.
+        """
         calibration, known = self.calibration, self.calibration.noise
-        if method not in known:
-            known[method] = noise_of_each(
+        if (self.form, method) not in known:
+            if method not in self._all_int8:
+                self._try(method, (), GATE)
+            errors = ((self._all_int8[method] - calibration.logits[self._places]) ** 2).sum(axis=1)
+            tellers = choose_tellers(errors, NOISE_CROPS)
+            known[self.form, method] = noise_of_each(
                 calibration.prepared,
                 calibration.parts.products,
                 self.ranges(method, calibration.parts.before_silu),
-                calibration.logits[self._few],
-                calibration.held[self._few],
+                calibration.held[self._places[tellers.places]],
+                tellers.weights,
+                outputs=self.form == "onnxruntime",
                 weight_levels=63 if calibration.reduce_range else 127,
                 threads=calibration.threads,
             )
-        return known[method]
+        return known[self.form, method]
 
     def ranges(self, method: Method, before_silu: Collection[str]) -> dict[str, Range]:
         """Range of every activation; found once per method, for every candidate needs them."""
@@ -295,11 +306,15 @@ class Search:
         _seal(model, calibration.full)
         return Candidate(model, tuple(products))
 
-    def judge(self, model: onnx.ModelProto, places: Places) -> Agreement:
+    def judge(self, candidate: Candidate, places: Places) -> Agreement:
         """Compare on the held-out crops at these places."""
-        calibration = self.calibration
-        found = self._answer(model, calibration.held[places])
-        return compare(calibration.logits[places], found, calibration.labels[places])
+        return self._compare(self._ask(candidate, places), places)
+
+    def _ask(self, candidate: Candidate, places: Places) -> Logits:
+        return self._answer(candidate.model, self.calibration.held[places])
+
+    def _compare(self, logits: Logits, places: Places) -> Agreement:
+        return compare(self.calibration.logits[places], logits, self.calibration.labels[places])
 
     def result(
         self, path: Path, method: str, chosen: Candidate, agreement: Agreement, ratio: float, gate: Gate
@@ -349,9 +364,9 @@ def _thin(labels: Labels, most: int) -> Places:
 
 
 def _next_step(found: Agreement, gate: Gate) -> float:
-    """Decibels to go: decisions flip in proportion to the noise's amplitude, of which half is tried at a time."""
-    flips = 10 * math.log10(max(found.flips, gate.max_flips) / gate.max_flips)
-    return float(np.clip(flips, *_STEPS_DB))
+    """Decibels to go: decisions flip, and AUC moves, in proportion to the noise's amplitude."""
+    times = max(found.flips / gate.max_flips, abs(found.delta_auc) / gate.max_delta_auc)
+    return float(np.clip(20 * math.log10(max(times, 1)), *_STEPS_DB))
 
 
 def _seal(model: onnx.ModelProto, source: onnx.ModelProto) -> None:

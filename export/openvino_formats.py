@@ -25,12 +25,21 @@ from export.intermediates import read_graph, square_of
 from export.speed_gate import speedup
 from pipeline.errors import InputError
 from pipeline.runtime import Answer, Crops
-from pipeline.runtime_openvino import OpenVinoRuntime, openvino_core
+from pipeline.runtime_openvino import (
+    FLOAT_PRECISION_KEY,
+    FloatPrecision,
+    OpenVinoRuntime,
+    has_bfloat16,
+    openvino_core,
+)
 from pipeline.storage import write_whole
 
 Preset = Literal["mixed", "performance"]
 NNCF_CROPS: Final = 128
 """Crops NNCF sees; its ranges are means over crops and settle early."""
+FLOATS: Final[tuple[FloatPrecision, ...]] = ("bf16", "f32")
+"""Arithmetic of float layers, in the order it is tried."""
+_IN_FLOAT: Final[dict[FloatPrecision, str]] = {"bf16": "the rest in bfloat16", "f32": "the rest in float32"}
 _FASTER: Final = 1.05
 """A candidate must be this much faster to win over one that agrees better."""
 
@@ -62,6 +71,10 @@ def quantise_openvino(
 ) -> Int8Result:
     """Quantise for OpenVINO and write the model; worth it or not.
 
+    What stays in float is computed in bfloat16 on processors that have it (measured on mobilevitv2_200, with 28 of 69
+    layers in float: 2.2x fp32, against 1.7x in float32; by itself it costs no more than an SQNR of 40 dB), and in
+    float32 where bfloat16 does not hold the gate.
+
     Our QDQ graph comes first. Where it had to leave layers in float, NNCF gets its chance, with those layers left in
     float too; where it had not, NNCF has nothing to win (measured: equally fast, and 3 to 6 dB noisier). What does not
     hold the gate loses; then what is more than 5 % faster wins; then what agrees better.
@@ -79,34 +92,31 @@ def quantise_openvino(
     Raises:
         InputError: NNCF or OpenVINO is not installed.
     """
-    search = Search(calibration, "openvino", partial(_answer, threads=calibration.threads))
-    method = search.best_method(methods)
-    chosen, agreement = search.fit_gate(method, gate.with_margin())
+    for floats in FLOATS if has_bfloat16() else FLOATS[-1:]:
+        search = Search(calibration, "openvino", partial(_answer, threads=calibration.threads, floats=floats))
+        method = search.best_method(methods)
+        chosen, agreement = search.fit_gate(method, gate.with_margin())
+        if not gate.failures(agreement):
+            break
     kept = set(calibration.parts.products) - set(chosen.products)
-    ours = f"{method}, QDQ"
-    models = {ours: _read(chosen.model.SerializeToString(deterministic=True))}
+    models = {f"{method}, QDQ": _read(chosen.model.SerializeToString(deterministic=True))}
     # With next to nothing in int8 there is nothing to do better.
     for preset in presets if kept and len(chosen.products) > 1 else ():
         models[f"NNCF {preset}"] = _nncf(calibration, preset, kept | set(calibration.parts.head))
     with tempfile.TemporaryDirectory() as folder:
         path, _ = write_openvino(calibration.source, Path(folder) / "full.xml")
         full = OpenVinoRuntime(path, threads=calibration.threads)
-        rivals = [
-            _measure(
-                calibration,
-                full,
-                name,
-                model,
-                Path(folder) / f"{index}.xml",
-                agreement if name == ours else None,
-            )
-            for index, (name, model) in enumerate(models.items())
-        ]
+        rivals = []
+        for index, (name, model) in enumerate(models.items()):
+            saved, _ = _save(model, Path(folder) / f"{index}.xml", floats)
+            found = agreement if index == 0 else None
+            rivals.append(_measure(calibration, full, f"{name}, {_IN_FLOAT[floats]}", saved, found))
     for rival in rivals:
         search.tried[f"{rival.name} in OpenVINO"] = rival.agreement
-    best = choose(rivals, gate)
-    _save(models[best.name], out)
-    return search.result(out, best.name, chosen, best.agreement, best.ratio, gate)
+    best = rivals.index(choose(rivals, gate))
+    _save(list(models.values())[best], out, floats)
+    winner = rivals[best]
+    return search.result(out, winner.name, chosen, winner.agreement, winner.ratio, gate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,24 +138,19 @@ def choose(rivals: Sequence[Rival], gate: Gate) -> Rival:
 
 
 def _measure(
-    calibration: Calibration,
-    full: OpenVinoRuntime,
-    name: str,
-    model: Any,
-    path: Path,
-    agreement: Agreement | None,
+    calibration: Calibration, full: OpenVinoRuntime, name: str, path: Path, agreement: Agreement | None
 ) -> Rival:
     """Its speed, and its agreement where that is not known."""
-    runtime = OpenVinoRuntime(_save(model, path)[0], threads=calibration.threads)
+    runtime = OpenVinoRuntime(path, threads=calibration.threads)
     if agreement is None:
         agreement = compare(calibration.logits, _logits(runtime, calibration.held), calibration.labels)
     return Rival(name, agreement, speedup(full, runtime, calibration.held))
 
 
-def _answer(model: onnx.ModelProto, crops: Crops, *, threads: int | None) -> Logits:
+def _answer(model: onnx.ModelProto, crops: Crops, *, threads: int | None, floats: FloatPrecision) -> Logits:
     """Logits of an ONNX graph in OpenVINO, whose arithmetic is not ONNX Runtime's."""
     with tempfile.TemporaryDirectory() as folder:
-        path, _ = _save(_read(model.SerializeToString()), Path(folder) / "candidate.xml")
+        path, _ = _save(_read(model.SerializeToString()), Path(folder) / "candidate.xml", floats)
         return _logits(OpenVinoRuntime(path, threads=threads), crops)
 
 
@@ -166,9 +171,17 @@ def _read(graph: Path | bytes) -> Any:
         raise InputError(f"OpenVINO cannot read {name}: {error}") from error
 
 
-def _save(model: Any, out: Path) -> tuple[Path, Path]:
-    """Write .xml and .bin, each in one step, in fp32: halving the weights would not pass for fp32."""
+def _save(model: Any, out: Path, floats: FloatPrecision = "f32") -> tuple[Path, Path]:
+    """Write .xml and .bin, each in one step, in fp32: halving the weights would not pass for fp32.
+
+    Args:
+        model: What is written.
+        out: The .xml.
+        floats: Arithmetic of its float layers, kept in the model for whoever opens it.
+    """
     openvino = _openvino()
+    if floats != "f32":
+        model.set_rt_info(floats, FLOAT_PRECISION_KEY)
     for index, node in enumerate(model.get_ordered_ops()):
         # Names with a number that counts the nodes of the whole process.
         kind = node.get_type_name()
@@ -196,7 +209,9 @@ def _nncf(calibration: Calibration, preset: Preset, in_float: set[str]) -> Any:
                 "openvino-int8 needs NNCF, which is not installed: `pip install -e '.[export]'`."
             ) from error
         nncf.set_log_level(logging.ERROR)
-        names = {node.get_friendly_name() for node in model.get_ops()}
+        # OpenVINO reads a product with a bias as two nodes and gives its name to the sum.
+        ignored = in_float | {f"{name}/WithoutBiases" for name in in_float}
+        ignored &= {node.get_friendly_name() for node in model.get_ops()}
         step = max(1, len(calibration.ranging) // NNCF_CROPS)
         crops = calibration.ranging[::step]
 
@@ -206,7 +221,7 @@ def _nncf(calibration: Calibration, preset: Preset, in_float: set[str]) -> Any:
                 nncf.Dataset([crop[None] for crop in crops]),
                 subset_size=len(crops),
                 preset=nncf.QuantizationPreset(preset),
-                ignored_scope=nncf.IgnoredScope(names=sorted(in_float & names)),
+                ignored_scope=nncf.IgnoredScope(names=sorted(ignored)),
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
                     disable_bias_correction=not correct_bias
                 ),

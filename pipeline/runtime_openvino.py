@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
 from pipeline.errors import CannotRunHereError, InputError
 from pipeline.runtime import Answer, Crops, check_crops
+
+FloatPrecision = Literal["f32", "bf16"]
+FLOAT_PRECISION_KEY: Final = ["stillface", "float_precision"]
+"""Where a model keeps the arithmetic its float layers were proven in; without it they are computed in "f32"."""
 
 
 @cache
@@ -28,20 +32,28 @@ def openvino_core() -> Any:
     return openvino.Core()
 
 
+def has_bfloat16() -> bool:
+    """Whether this processor computes in bfloat16 (AVX-512 BF16 or AMX) and OpenVINO makes use of it."""
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 class OpenVinoRuntime:
     """An OpenVINO model on the CPU.
 
     Args:
         path: The .xml file; its .bin lies beside it.
         threads: Inference threads; None for all cores.
-        precision: Arithmetic the plug-in may use where the model is float: "f32" keeps what was exported.
+        precision: Arithmetic where the model is float; None takes what the model was proven in. "bf16" becomes "f32",
+            which is more exact, on a processor without it.
 
     Raises:
         CannotRunHereError: OpenVINO is not installed.
         InputError: The model cannot be loaded or is none of ours.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None, precision: str = "f32") -> None:
+    def __init__(
+        self, path: Path, *, threads: int | None = None, precision: FloatPrecision | None = None
+    ) -> None:
         try:
             core = openvino_core()
         except ImportError as error:
@@ -49,11 +61,14 @@ class OpenVinoRuntime:
                 f"{path} needs OpenVINO, which is not installed: `pip install openvino`, "
                 "or choose another artefact of the bundle."
             ) from error
-        config: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+        config: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = threads
         try:
-            model = core.compile_model(str(path), "CPU", config)
+            read = core.read_model(str(path))
+            floats = precision or _proven_in(read, path)
+            config["INFERENCE_PRECISION_HINT"] = floats = floats if has_bfloat16() else "f32"
+            model = core.compile_model(read, "CPU", config)
         except RuntimeError as error:
             raise InputError(f"{path} cannot be loaded by OpenVINO: {error}") from error
         names = [output.get_any_name() for output in model.outputs]
@@ -62,7 +77,7 @@ class OpenVinoRuntime:
         self._request = model.create_infer_request()
         self._count = len(names)
         self._size = int(model.inputs[0].get_partial_shape()[1].get_length())
-        self.label = f"openvino {_version()} CPU"
+        self.label = f"openvino {_version()} CPU" + (" bf16" if floats == "bf16" else "")
 
     def run(self, crops: Crops) -> Answer:
         """Answer for crops uint8 [N, H, W, 3]; see `pipeline.runtime.Runtime`."""
@@ -71,6 +86,18 @@ class OpenVinoRuntime:
         # the request's own buffers are overwritten by the next call
         logits, *rest = (self._request.get_output_tensor(i).data.copy() for i in range(self._count))
         return Answer(logits, rest[0] if rest else None)
+
+
+def _proven_in(model: Any, path: Path) -> str:
+    if not model.has_rt_info(FLOAT_PRECISION_KEY):
+        return "f32"
+    found = str(model.get_rt_info(FLOAT_PRECISION_KEY).value)
+    if found not in get_args(FloatPrecision):
+        raise InputError(
+            f"{path} was proven with float layers in {found!r}; this stillface knows f32 and bf16. Update it, or "
+            "choose another artefact of the bundle."
+        )
+    return found
 
 
 def _version() -> str:

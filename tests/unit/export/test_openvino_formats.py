@@ -15,10 +15,15 @@ from export.drift import sqnr_db
 from export.int8 import Calibration, Search, calibrate
 from export.intermediates import logits_of
 from export.onnx_graph import write_onnx
-from export.openvino_formats import Rival, choose, quantise_openvino, write_openvino
+from export.openvino_formats import Rival, _nncf, choose, quantise_openvino, write_openvino
 from pipeline.errors import InputError
 from pipeline.runtime_onnx import OnnxRuntime
-from pipeline.runtime_openvino import OpenVinoRuntime, openvino_core
+from pipeline.runtime_openvino import (
+    FLOAT_PRECISION_KEY,
+    OpenVinoRuntime,
+    has_bfloat16,
+    openvino_core,
+)
 from tests.unit.export.detectors import random_crops, random_detector
 from tests.unit.export.planted_graph import labelled_crops
 
@@ -101,10 +106,67 @@ def test_nncf_competes_in_silence_where_layers_had_to_stay_in_float(
     assert not any("NNCF" in name for name in everything.tried)
     gate = replace(ANY, min_sqnr_db=everything.agreement.sqnr_db + 2)
     result = quantise_openvino(calibration, tmp_path / "int8.xml", methods=("minmax",), gate=gate)
-    assert {"minmax, QDQ in OpenVINO", "NNCF mixed in OpenVINO"} <= set(result.tried)
+    floats = "bfloat16" if has_bfloat16() else "float32"
+    rivals = {f"{by}, the rest in {floats} in OpenVINO" for by in ("minmax, QDQ", "NNCF mixed")}
+    assert rivals <= set(result.tried)
     assert len(result.kept_float) > 1
     assert OpenVinoRuntime(tmp_path / "int8.xml", threads=1).run(labelled_crops(2)[0]).logits.shape == (2, 2)
     assert capfd.readouterr().out == ""
+
+
+def test_nncf_leaves_in_float_what_it_is_told_to(calibration: Calibration) -> None:
+    """OpenVINO gives a product's name to the sum with its bias: NNCF left that in float, and quantised the product."""
+    inner = calibration.parts.products[2:5]
+    quantised: dict[bool, set[str]] = {}
+    for told in (True, False):
+        model = _nncf(calibration, "mixed", set(inner) if told else set())
+        quantised[told] = {
+            op.get_friendly_name().removesuffix("/WithoutBiases")
+            for op in model.get_ops()
+            if op.get_type_name() in ("Convolution", "GroupConvolution", "MatMul")
+            and op.input_value(0).get_node().get_type_name() == "FakeQuantize"
+        }
+    assert set(inner) <= quantised[False]
+    assert not set(inner) & quantised[True]
+    assert quantised[True]
+
+
+def test_float_layers_are_computed_as_they_were_proven(
+    calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 where the processor has it, in float32 where that does not hold the gate or it has none."""
+    loose = replace(ANY, min_sqnr_db=12)
+    kept, strict = {}, {}
+    for has in (True, False):
+        monkeypatch.setattr("export.openvino_formats.has_bfloat16", lambda has=has: has)
+        result = quantise_openvino(
+            calibration, tmp_path / f"{has}.xml", methods=("minmax",), presets=(), gate=loose
+        )
+        kept[has] = result.method
+        model = openvino_core().read_model(str(tmp_path / f"{has}.xml"))
+        assert model.has_rt_info(FLOAT_PRECISION_KEY) == has
+        strict[has] = quantise_openvino(
+            calibration, tmp_path / "strict.xml", methods=("minmax",), presets=(), gate=NEVER
+        ).method
+    assert kept == {True: "minmax, QDQ, the rest in bfloat16", False: "minmax, QDQ, the rest in float32"}
+    assert set(strict.values()) == {"minmax, QDQ, the rest in float32"}
+    label = OpenVinoRuntime(tmp_path / "True.xml", threads=1).label
+    assert label.endswith(" CPU bf16" if has_bfloat16() else " CPU")
+    assert OpenVinoRuntime(tmp_path / "True.xml", threads=1, precision="f32").label.endswith(" CPU")
+    assert OpenVinoRuntime(tmp_path / "False.xml", threads=1).label.endswith(" CPU")
+
+
+def test_an_arithmetic_that_is_not_known_is_refused(graph: Path, tmp_path: Path) -> None:
+    path, _ = write_openvino(graph, tmp_path / "model.xml")
+    known = path.read_text(encoding="utf-8")
+    path.write_text(
+        known.replace(
+            "</rt_info>\n</net>", '<stillface><float_precision value="f8"/></stillface></rt_info></net>'
+        ),
+        encoding="utf-8",
+    )
+    with pytest.raises(InputError, match="float layers in 'f8'; this stillface knows f32 and bf16"):
+        OpenVinoRuntime(path, threads=1)
 
 
 def test_nncf_is_not_asked_where_nothing_could_stay_in_int8(calibration: Calibration, tmp_path: Path) -> None:
