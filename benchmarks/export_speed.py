@@ -7,32 +7,19 @@ raced in timm's own form too, and with the steps of `export.mobilevit` left out,
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 
+from benchmarks.export_entrants import FLOAT32, RANDOM, Entrant, enter_checkpoint, enter_random
 from benchmarks.interleaved import Race, race, ratio
 from benchmarks.machine import environment
-from benchmarks.making import ANYTHING, noise, random_detector
-from export.agreement import Labels
-from export.graph import ExportGraph
-from export.int8 import Calibration, Int8Result, calibrate, quantise_onnx
-from export.labelled_crops import gather
-from export.onnx_graph import CPU_OPSET, GPU_OPSET, build_onnx, seal, trace, write_onnx
-from export.openvino_formats import quantise_openvino, write_openvino
-from export.torch_runtimes import EagerRuntime
 from pipeline.errors import InputError
-from pipeline.runtime import Crops
-from pipeline.runtime_onnx import OnnxRuntime
-from pipeline.runtime_openvino import OpenVinoRuntime
-from training.checkpoint import load_detector
-from training.networks import Detector, NetworkSpec
+from training.networks import NetworkSpec
 from training.run_folder import version_of
 
 STUDENT: Final = NetworkSpec(name="mobilevitv2_200", image_size=256)
@@ -51,6 +38,7 @@ RATIOS: Final = (
     ("student onnx", "student onnx-int8", 1.5),
     ("student openvino", "student openvino-int8", None),
     ("teacher onnx", "teacher onnx-int8", None),
+    (f"student {FLOAT32}", "student openvino-int8", None),
     ("teacher openvino", "teacher openvino-int8", None),
     ("teacher torch", "student torch", None),
     ("teacher openvino-int8", "student openvino-int8", None),
@@ -62,32 +50,6 @@ RATIOS: Final = (
     ("student onnx as timm has it", "student openvino-int8", None),
 )
 """Slower, faster, and how many times at least the project wants."""
-
-
-@dataclass
-class Entrant:
-    """A network in all its formats.
-
-    Attributes:
-        title: "student" or "teacher".
-        weights: "random", or the checkpoint's hash.
-        contestants: Functions that answer one crop, by title and format.
-        seconds: What making each format took.
-        int8: How each int8 format was made.
-    """
-
-    title: str
-    weights: str
-    contestants: dict[str, Callable[[], object]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    int8: dict[str, Int8Result] = field(default_factory=dict)
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Note how long making a format takes."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 1)
 
 
 def run(
@@ -105,7 +67,7 @@ def run(
     Args:
         student: A checkpoint; None takes random weights.
         teacher: Likewise.
-        data: Prepared folder for the int8 ranges and their gate; needed with a checkpoint.
+        data: Prepared folder for the int8 ranges and the gate; needed with a checkpoint.
         images: Crops for them.
         rounds: Of the race.
         threads: Of each runtime.
@@ -125,12 +87,15 @@ def run(
     torch.set_num_threads(threads)
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            entrants = [
-                _enter(title, checkpoint, spec, data, images, threads, Path(scratch) / title)
-                for title, checkpoint, spec in zip(
-                    ("student", "teacher"), (student, teacher), specs, strict=True
-                )
-            ]
+            entrants = []
+            for title, checkpoint, spec in zip(
+                ("student", "teacher"), (student, teacher), specs, strict=True
+            ):
+                folder = Path(scratch) / title
+                if checkpoint is not None and data is not None:
+                    entrants.append(enter_checkpoint(title, checkpoint, data, images, threads, folder))
+                else:
+                    entrants.append(enter_random(title, spec, images, threads, folder))
             contestants = {name: go for entrant in entrants for name, go in entrant.contestants.items()}
             raced = race(contestants, rounds, warm_up=_WARM_UP, run_up=_RUN_UP)
     finally:
@@ -164,102 +129,24 @@ def markdown(result: Mapping[str, Any], *, wanted_only: bool = False) -> str:
 
 def _about(title: str, entrant: Mapping[str, Any]) -> str:
     """A sentence on a network's weights, how much of it is in int8, and what making its formats took."""
-    if entrant["weights"] == "random":
+    if entrant["weights"] == RANDOM:
         weights = "random weights, every layer but the head in int8, which no gate was asked about"
+        made = "its CPU formats were made"
     else:
-        found = "; ".join(
-            f"{name}: {made['quantised']} layers in int8, SQNR {made['agreement']['sqnr_db']:.1f} dB"
-            for name, made in entrant["int8"].items()
+        found = [_about_int8(name, int8) for name, int8 in entrant["int8"].items()]
+        found += [f"{name} was left out: {why.rstrip('.')}" for name, why in entrant["rejected"].items()]
+        weights = (
+            f"checkpoint {entrant['weights'][:12]} with an AUC of {entrant['auc']:.3f} ({'; '.join(found)})"
         )
-        weights = f"checkpoint {entrant['weights'][:12]} ({found})"
-    seconds = sum(entrant["seconds"].values())
-    return f"{title.capitalize()}: {weights}; its CPU formats were made in {seconds:.0f} s."
+        made = "its CPU formats, half precision too, were made and proven"
+    return f"{title.capitalize()}: {weights}; {made} in {sum(entrant['seconds'].values()):.0f} s."
 
 
-def _enter(
-    title: str,
-    checkpoint: Path | None,
-    spec: NetworkSpec,
-    data: Path | None,
-    images: int,
-    threads: int,
-    folder: Path,
-) -> Entrant:
-    folder.mkdir()
-    if checkpoint is None:
-        detector, weights = random_detector(spec), "random"
-    else:
-        detector, info = load_detector(checkpoint)
-        weights = info.sha256
-    size = detector.spec.image_size
-    crops, labels = _crops(data, size, images)
-    entrant = Entrant(title, weights)
-    formats = _formats(entrant, detector, crops, labels, threads, folder)
-    if title == "student":
-        formats.update(_other_forms(detector, threads, folder))
-    formats["torch"] = EagerRuntime(detector)
-    crop = crops[:1]
-    entrant.contestants = {f"{title} {name}": _answering(runtime, crop) for name, runtime in formats.items()}
-    return entrant
-
-
-def _answering(runtime: Any, crop: Crops) -> Callable[[], object]:
-    return lambda: runtime.run(crop)
-
-
-def _formats(
-    entrant: Entrant, detector: Detector, crops: Crops, labels: Labels, threads: int, folder: Path
-) -> dict[str, Any]:
-    onnx, onnx_int8 = folder / "full.onnx", folder / "int8.onnx"
-    openvino, openvino_int8 = folder / "full.xml", folder / "int8.xml"
-    random = entrant.weights == "random"
-    with entrant.timed("onnx"):
-        write_onnx(detector, onnx)
-    with entrant.timed("calibration"):
-        calibration = calibrate(onnx, crops, labels, threads=threads)
-    with entrant.timed("onnx-int8"):
-        entrant.int8["onnx-int8"] = _quantise(quantise_onnx, calibration, onnx_int8, random)
-    with entrant.timed("openvino"):
-        write_openvino(onnx, openvino)
-    with entrant.timed("openvino-int8"):
-        entrant.int8["openvino-int8"] = _quantise(quantise_openvino, calibration, openvino_int8, random)
-    return {
-        "onnx": OnnxRuntime(onnx, threads=threads),
-        "onnx-int8": OnnxRuntime(onnx_int8, threads=threads),
-        "openvino": OpenVinoRuntime(openvino, threads=threads),
-        "openvino-int8": OpenVinoRuntime(openvino_int8, threads=threads),
-    }
-
-
-def _quantise(by: Any, calibration: Calibration, out: Path, random: bool) -> Int8Result:
-    made: Int8Result = (
-        by(calibration, out, methods=("minmax",), gate=ANYTHING) if random else by(calibration, out)
+def _about_int8(name: str, made: Mapping[str, Any]) -> str:
+    return (
+        f"{name}: {made['layers'].partition(';')[0]}, on the gate's {made['crops']} faces SQNR {made['sqnr_db']:.1f} "
+        f"dB, AUC {made['delta_auc']:+.4f}, at most {made['flips']:.1%} of the decisions changed"
     )
-    return made
-
-
-def _other_forms(detector: Detector, threads: int, folder: Path) -> dict[str, Any]:
-    """The fp32 graph without some or all of what `export.mobilevit` does, and for another opset."""
-    forms = {"as timm has it": {"simplified": False}, "unmerged": {"merging": False}}
-    runtimes: dict[str, Any] = {}
-    for name, switches in forms.items():
-        model = trace(ExportGraph(detector, **switches), CPU_OPSET)
-        seal(model, {})
-        path = folder / f"{name}.onnx"
-        path.write_bytes(model.SerializeToString())
-        runtimes[f"onnx {name}"] = OnnxRuntime(path, threads=threads)
-        runtimes[f"openvino {name}"] = OpenVinoRuntime(path, threads=threads)
-    path = folder / "opset 21.onnx"
-    path.write_bytes(build_onnx(detector, opset=GPU_OPSET).SerializeToString())
-    runtimes["onnx opset 21"] = OnnxRuntime(path, threads=threads)
-    return runtimes
-
-
-def _crops(data: Path | None, size: int, images: int) -> tuple[Crops, Labels]:
-    if data is None:
-        return noise(images, size), np.arange(images) % 2
-    found = gather(data, size, images=images)
-    return found.crops, found.labels
 
 
 def _result(
@@ -280,22 +167,15 @@ def _result(
         "entrants": {
             entrant.title: {
                 "weights": entrant.weights,
+                "auc": entrant.auc,
                 "seconds": entrant.seconds,
-                "int8": {name: _described(made) for name, made in entrant.int8.items()},
+                "int8": entrant.int8,
+                "rejected": entrant.rejected,
             }
             for entrant in entrants
         },
         "ms": {name: _milliseconds(raced, name) for name in raced.wall},
-        "ratios": [_ratio(raced, *row) for row in RATIOS],
-    }
-
-
-def _described(made: Int8Result) -> dict[str, Any]:
-    return {
-        "method": made.method,
-        "quantised": made.quantised,
-        "in_float": list(made.kept_float),
-        "agreement": asdict(made.agreement),
+        "ratios": [_ratio(raced, *row) for row in RATIOS if set(row[:2]) <= set(raced.wall)],
     }
 
 

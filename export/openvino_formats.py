@@ -35,7 +35,7 @@ from pipeline.runtime_openvino import (
 from pipeline.storage import write_whole
 
 Preset = Literal["mixed", "performance"]
-NNCF_CROPS: Final = 128
+NNCF_CROPS: Final = 64
 """Crops NNCF sees; its ranges are means over crops and settle early."""
 FLOATS: Final[tuple[FloatPrecision, ...]] = ("bf16", "f32")
 """Arithmetic of float layers, in the order it is tried."""

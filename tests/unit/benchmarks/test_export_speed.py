@@ -73,11 +73,33 @@ def test_a_table_says_so_when_the_machine_was_busy() -> None:
 
 
 def test_a_table_says_what_the_weights_were() -> None:
-    made = {"quantised": 40, "agreement": {"sqnr_db": 31.25}}
-    trained = {"weights": "0123456789abcdef", "seconds": {"onnx": 2.0}, "int8": {"onnx-int8": made}}
+    made = {
+        "layers": "40 layers in int8; in float: stem",
+        "crops": 158,
+        "sqnr_db": 31.25,
+        "delta_auc": -0.001,
+        "flips": 0.0063,
+    }
+    trained = {
+        "weights": "0123456789abcdef",
+        "auc": 0.9876,
+        "seconds": {"all formats, proven": 200.4},
+        "int8": {"openvino-int8": made},
+        "rejected": {"onnx-int8": "It is not faster than fp32 (0.98x)."},
+    }
     random = {"weights": "random", "seconds": {"onnx": 1.0}, "int8": {}}
     shown = markdown({"ratios": [], "entrants": {"student": trained, "teacher": random}, "others": 0.0})
-    assert "Student: checkpoint 0123456789ab (onnx-int8: 40 layers in int8, SQNR 31.2 dB)" in shown
+    assert (
+        "Student: checkpoint 0123456789ab with an AUC of 0.988 (openvino-int8: 40 layers in int8, on" in shown
+    )
+    assert (
+        "faces SQNR 31.2 dB, AUC -0.0010, at most 0.6% of the decisions changed; onnx-int8 was left" in shown
+    )
+    assert (
+        "out: It is not faster than fp32 (0.98x)); its CPU formats, half precision too, were made and"
+        in shown
+    )
+    assert "proven in 200 s." in shown
     assert "Teacher: random weights" in shown
 
 
