@@ -49,6 +49,7 @@ class Entrant:
         contestants: Functions that answer one crop, by title and format.
         seconds: What making each format took, or all of them and proving them.
         int8: How each int8 format was made, and what the gate said of it.
+        faces: What the gate's faces are, in a sentence.
         rejected: Why a format is not there, by its name.
     """
 
@@ -59,6 +60,7 @@ class Entrant:
     seconds: dict[str, float] = field(default_factory=dict)
     int8: dict[str, dict[str, Any]] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
+    faces: str = ""
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -93,6 +95,7 @@ def enter_checkpoint(
         except NotProvenError:
             bundle = open_bundle(settings.out)
     report = read_parity(bundle.folder)
+    entrant.faces = next(iter(report.shown.notes), "")
     for verdict in report.artefacts:
         if verdict.verdict != "passed":
             entrant.rejected[verdict.name] = verdict.reason or verdict.verdict

@@ -133,10 +133,12 @@ def _about(title: str, entrant: Mapping[str, Any]) -> str:
         weights = "random weights, every layer but the head in int8, which no gate was asked about"
         made = "its CPU formats were made"
     else:
-        found = [_about_int8(name, int8) for name, int8 in entrant["int8"].items()]
-        found += [f"{name} was left out: {why.rstrip('.')}" for name, why in entrant["rejected"].items()]
+        rejected = entrant["rejected"]
+        found = [_about_int8(name, int8) for name, int8 in entrant["int8"].items() if name not in rejected]
+        found += [f"{name} was left out: {why.rstrip('.')}" for name, why in rejected.items()]
         weights = (
-            f"checkpoint {entrant['weights'][:12]} with an AUC of {entrant['auc']:.3f} ({'; '.join(found)})"
+            f"checkpoint {entrant['weights'][:12]} with an AUC of {entrant['auc']:.3f} on the gate's faces "
+            f"({entrant['faces']}); {'; '.join(found)}"
         )
         made = "its CPU formats, half precision too, were made and proven"
     return f"{title.capitalize()}: {weights}; {made} in {sum(entrant['seconds'].values()):.0f} s."
@@ -144,8 +146,8 @@ def _about(title: str, entrant: Mapping[str, Any]) -> str:
 
 def _about_int8(name: str, made: Mapping[str, Any]) -> str:
     return (
-        f"{name}: {made['layers'].partition(';')[0]}, on the gate's {made['crops']} faces SQNR {made['sqnr_db']:.1f} "
-        f"dB, AUC {made['delta_auc']:+.4f}, at most {made['flips']:.1%} of the decisions changed"
+        f"{name}: {made['layers'].partition(';')[0]}, SQNR {made['sqnr_db']:.1f} dB, AUC {made['delta_auc']:+.4f}, "
+        f"at most {made['flips']:.1%} of the decisions changed"
     )
 
 
@@ -171,6 +173,7 @@ def _result(
                 "seconds": entrant.seconds,
                 "int8": entrant.int8,
                 "rejected": entrant.rejected,
+                "faces": entrant.faces,
             }
             for entrant in entrants
         },

@@ -121,7 +121,7 @@ def export_table(results: Path) -> str:
     """What the int8 formats are worth on a CPU."""
     result = _read(results / "export.json")
     return (
-        f"{export_speed.markdown(result, wanted_only=True)}\n\n(`python -m benchmarks export`, batch 1, in turns, "
+        f"{export_speed.markdown(result, wanted_only=True)}\n\n(`{result['command']}`, batch 1, in turns, "
         f"each call timed after {result['run_up']} that are not, "
         f"{result['threads']} threads, {result['processor']}; [all forms](benchmarks/results/export.json))"
     )
