@@ -209,7 +209,7 @@ def test_an_answer_that_is_not_finite_agrees_in_nothing() -> None:
 
 def test_the_search_aims_at_more_than_the_gate_asks() -> None:
     aim = Gate().with_margin()
-    edge = Agreement(sqnr_db=20.5, delta_auc=0.0045, flips=0.009, crops=300)
+    edge = Agreement(sqnr_db=20.5, delta_auc=0.0045, flips=0.0095, crops=300)
     assert Gate().failures(edge) == []
     assert len(aim.failures(edge)) == 3
 
