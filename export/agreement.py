@@ -51,7 +51,7 @@ class Gate:
     def with_margin(self) -> Gate:
         """What to aim at so that the gate also holds on other faces and in another runtime's arithmetic.
 
-        Of the decisions nearly all: they are expected over all crops, and hardly differ from one set of faces to another.
+        Of the decisions nearly all: they are expected over all crops, and differ little from faces to faces.
         """
         return Gate(self.min_sqnr_db + 1, self.max_delta_auc * 0.7, self.max_flips * 0.9)
 
