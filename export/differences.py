@@ -6,6 +6,7 @@ Infinite and NaN answers are counted and left out of the other numbers; a single
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -29,6 +30,23 @@ LARGE = 5.0
 images can drive a network to logits of hundreds, where neighbouring float32 numbers lie 6e-5 apart."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unsure:
+    """What crops are allowed beyond any bound, because the reference itself is no surer of its answers; or such gaps.
+
+    Attributes:
+        logits: float64 [N], of either logit.
+        evidence: float64 [N], of any cell.
+    """
+
+    logits: Floats
+    evidence: Floats
+
+    def at(self, places: NDArray[np.int64] | slice) -> Unsure:
+        """For some of the crops."""
+        return Unsure(self.logits[places], self.evidence[places])
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -40,13 +58,14 @@ class Difference(_Model):
         count: Crops compared.
         non_finite: Crops with a NaN or infinite logit.
         max_abs, mean_abs, p99_abs: Of both logits.
-        max_scaled: As `max_abs`, but divided by max(1, the crop's largest reference logit / `LARGE`).
+        max_scaled: As `max_abs`, but of what lies beyond the crop's allowance, and divided by max(1, the crop's
+            largest reference logit / `LARGE`).
         max_rel, mean_rel, p99_rel: Of both logits, relative to the reference's (at least `SMALLEST`).
         max_abs_p, mean_abs_p: Of p_fake at the bundle's temperature.
         cosine: Between all logits as one vector.
         sqnr_db: 20 log10(|reference| / |difference|); None where there is no difference at all.
         evidence_max_abs: Of the evidence map; None where a form has none.
-        evidence_share: The same as a share of the largest reference value.
+        evidence_share: Of what lies beyond the crop's allowance, as a share of the largest reference value.
     """
 
     count: int
@@ -96,8 +115,28 @@ class LabelledDeltas(_Model):
     artefact_auc: float
 
 
-def difference(reference: Answer, other: Answer, temperature: float) -> Difference:
-    """Compare two answers for the same crops."""
+class Allowed(_Model):
+    """Drawn images that lie beyond the bounds and within what the reference is sure of.
+
+    Attributes:
+        crops: How many.
+        max_abs: Largest difference of a logit among them.
+        most: Largest such difference that one of them may have.
+        evidence_max_abs: Largest difference of a cell of the evidence map among them.
+        evidence_most: Largest that one of them may have.
+    """
+
+    crops: int
+    max_abs: float
+    most: float
+    evidence_max_abs: float
+    evidence_most: float
+
+
+def difference(
+    reference: Answer, other: Answer, temperature: float, unsure: Unsure | None = None
+) -> Difference:
+    """Compare two answers for the same crops, of which some may be allowed more."""
     ref, got = reference.logits.astype(np.float64), other.logits.astype(np.float64)
     fine = np.isfinite(ref).all(axis=1) & np.isfinite(got).all(axis=1)
     ref, got = ref[fine], got[fine]
@@ -105,17 +144,17 @@ def difference(reference: Answer, other: Answer, temperature: float) -> Differen
     if not fine.any():
         ref = got = np.zeros((1, 2))
     gap = np.abs(ref - got)
-    scale = np.maximum(1, np.abs(ref).max(axis=1, keepdims=True) / LARGE)
+    beyond = gap if unsure is None or not fine.any() else np.maximum(gap - unsure.logits[fine, None], 0)
     relative = gap / np.maximum(np.abs(ref), SMALLEST)
     gap_p = np.abs(p_fake(ref, temperature) - p_fake(got, temperature))
-    evidence = _evidence(reference, other)
+    evidence = _evidence(reference, other, unsure)
     return Difference(
         count=int(fine.size),
         non_finite=bad,
         max_abs=float(gap.max()),
         mean_abs=float(gap.mean()),
         p99_abs=float(np.quantile(gap, 0.99)),
-        max_scaled=float((gap / scale).max()),
+        max_scaled=float((beyond / _scale(ref)).max()),
         max_rel=float(relative.max()),
         mean_rel=float(relative.mean()),
         p99_rel=float(np.quantile(relative, 0.99)),
@@ -139,15 +178,56 @@ def _cosine(first: Floats, second: Floats) -> float:
     return float((first * second).sum() / length) if length else 1.0
 
 
-def _evidence(reference: Answer, other: Answer) -> tuple[float, float] | None:
+def _scale(logits: Floats) -> Floats:
+    """By what a bound for logits is multiplied, [N, 1]."""
+    return np.asarray(np.maximum(1, np.abs(logits).max(axis=1, keepdims=True) / LARGE))
+
+
+def _evidence(reference: Answer, other: Answer, unsure: Unsure | None) -> tuple[float, float] | None:
     if reference.evidence is None or other.evidence is None:
         return None
     ref, got = reference.evidence.astype(np.float64), other.evidence.astype(np.float64)
     fine = np.isfinite(ref) & np.isfinite(got)
     if not fine.any():
         return 0.0, 0.0
-    largest = float(np.abs(ref[fine] - got[fine]).max())
-    return largest, largest / max(float(np.abs(ref[fine]).max()), SMALLEST)
+    gap = np.abs(np.where(fine, ref, 0) - np.where(fine, got, 0))
+    beyond = gap if unsure is None else np.maximum(gap - unsure.evidence[:, None, None], 0)
+    return float(gap.max()), float(beyond.max()) / max(float(np.abs(ref[fine]).max()), SMALLEST)
+
+
+def beyond_bounds(
+    reference: Answer, other: Answer, *, max_abs_logit: float, max_evidence_share: float
+) -> NDArray[np.bool_]:
+    """Which crops do not hold bounds for logits and evidence by themselves, [N]; finite answers."""
+    gaps = crop_gaps(reference, other)
+    beyond = gaps.logits > max_abs_logit * _scale(reference.logits.astype(np.float64))[:, 0]
+    if reference.evidence is not None:
+        beyond |= gaps.evidence > max_evidence_share * max(float(np.abs(reference.evidence).max()), SMALLEST)
+    return np.asarray(beyond)
+
+
+def crop_gaps(reference: Answer, other: Answer) -> Unsure:
+    """The largest difference of each crop's logits, and of its evidence (0 where a form has none); finite answers."""
+    logits = np.abs(reference.logits.astype(np.float64) - other.logits).max(axis=1)
+    if reference.evidence is None or other.evidence is None:
+        return Unsure(logits, np.zeros_like(logits))
+    return Unsure(logits, np.abs(reference.evidence.astype(np.float64) - other.evidence).max(axis=(1, 2)))
+
+
+def allowed(reference: Answer, other: Answer, unsure: Unsure, beyond: NDArray[np.bool_]) -> Allowed | None:
+    """What the crops beyond the bounds were granted; None where it is nothing. Finite answers."""
+    granted = beyond & (unsure.logits > 0)
+    if not granted.any():
+        return None
+    gaps = crop_gaps(reference, other).at(np.flatnonzero(granted))
+    most = unsure.at(np.flatnonzero(granted))
+    return Allowed(
+        crops=int(granted.sum()),
+        max_abs=float(gaps.logits.max()),
+        most=float(most.logits.max()),
+        evidence_max_abs=float(gaps.evidence.max()),
+        evidence_most=float(most.evidence.max()),
+    )
 
 
 def flips(

@@ -23,8 +23,9 @@ from export.parity_gate import noise_to_lose
 from export.parity_inputs import ParityInputs, build_inputs, digest, drawn_crops
 from export.parity_page import verdict_table
 from export.parity_plots import plot_differences, plot_scores
-from export.parity_report import ArtefactVerdict, ParityReport, ShownCrops
+from export.parity_report import ArtefactVerdict, ParityReport, ShownCrops, stored_unsure
 from export.prove import ONNX_OFF, PROGRAM, SOME_FACES, Opened, locate, prove, prove_with
+from export.rounding import doubt_of
 from export.score_calibration import calibrate
 from export.torch_runtimes import EagerRuntime, ProgramRuntime, answer_all
 from pipeline import assets
@@ -142,9 +143,8 @@ def _examine(settings: ExportSettings, console: Console) -> Subject:
     _say(
         console, f"temperature {calibration.temperature:.4g}, frame AUC {metrics.overall.frame.auc.value:.4f}"
     )
-    return Subject(
-        detector, info, labelled, inputs, ParityChain(inputs, calibration, rule, reference), metrics
-    )
+    chain = ParityChain(inputs, calibration, rule, reference, doubt=doubt_of(detector, inputs, reference))
+    return Subject(detector, info, labelled, inputs, chain, metrics)
 
 
 def _refuse_non_finite(reference: Answer, checkpoint: Path) -> None:
@@ -273,6 +273,7 @@ def _report(
             drawn_logits=tuple(
                 (float(real), float(fake)) for real, fake in reference[inputs.labelled_count :]
             ),
+            drawn_unsure=stored_unsure(subject.chain.unsure.at(slice(inputs.labelled_count, None))),
         ),
         links=tuple(subject.chain.links.values()),
         artefacts=tuple(verdicts),

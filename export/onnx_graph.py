@@ -18,6 +18,7 @@ import onnx
 import torch
 
 from export.graph import ExportGraph
+from export.plane_means import pool_plane_means
 from pipeline.errors import InputError
 from pipeline.storage import write_whole
 from training.networks import Detector
@@ -67,6 +68,8 @@ def build_onnx(
             f"At {detector.spec.image_size} px {detector.spec.name} resizes its own feature maps, which is slow and "
             "which TensorRT refuses. Train and export it at a multiple of 64 px."
         )
+    if opset < GPU_OPSET:  # on GPUs sums are trees already
+        pool_plane_means(model)
     facts = {
         "stillface_version": version_of("stillface") or "unknown",
         "network": json.dumps(detector.spec.model_dump(mode="json"), sort_keys=True),

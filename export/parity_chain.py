@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.differences import Difference, difference, drawn_flips, face_flips, labelled_deltas
-from export.parity_gate import broken_bounds
+from export.differences import (
+    LARGE,
+    Difference,
+    Unsure,
+    allowed,
+    beyond_bounds,
+    difference,
+    drawn_flips,
+    face_flips,
+    labelled_deltas,
+)
+from export.parity_gate import GATES, broken_bounds
 from export.parity_inputs import ParityInputs
 from export.parity_report import LinkReport, Repeat
 from pipeline.manifest import Precision, ScoreCalibration
@@ -45,7 +55,7 @@ class Answered:
 
     def at(self, places: Places) -> Answer:
         """Answers for those of the places that were given, which must be among them."""
-        return _pick(self.answer, np.searchsorted(self.places, places))
+        return pick(self.answer, np.searchsorted(self.places, places))
 
 
 class ParityChain:
@@ -57,6 +67,8 @@ class ParityChain:
         rule: From frames to videos.
         reference: The reference's answers for all inputs.
         label: What gave them.
+        doubt: Tells by how much the reference is unsure of drawn images at some places, which takes a while; it is
+            asked about those that do not hold their bounds. None allows them nothing.
     """
 
     def __init__(
@@ -66,9 +78,13 @@ class ParityChain:
         rule: str,
         reference: Answer,
         label: str = PYTORCH,
+        doubt: Callable[[Places], Unsure] | None = None,
     ) -> None:
         self.inputs, self.calibration, self.rule = inputs, calibration, rule
         self.label = label
+        self.unsure = Unsure(np.zeros(len(inputs)), np.zeros(len(inputs)))
+        """What is allowed to each input: nothing to faces, nor to drawn images that hold their bounds."""
+        self._doubt = doubt
         self.links: dict[str, LinkReport] = {}
         self.answers: dict[str, Answered] = {label: Answered(np.arange(len(inputs)), reference)}
 
@@ -99,10 +115,48 @@ class ParityChain:
         repeat = measure_repeat(
             runtime, self.inputs.crops[places], answer, self.calibration.temperature, max_batch
         )
-        link = self._compare(name, runtime.label, precision, before, repeat, time.perf_counter() - start)
-        link = link.model_copy(update={"broken": broken_bounds(link)})
+        seconds = time.perf_counter() - start
+        link = self._judge(name, runtime.label, precision, before, repeat, seconds)
+        if link.broken and self._ask(self._beyond(name, precision)):
+            link = self._judge(name, runtime.label, precision, before, repeat, seconds)
         self.links[name] = link
         return link
+
+    def _beyond(self, name: str, precision: Precision) -> Places:
+        """Places of the crops that do not hold the bounds by themselves; none where there is no bound, or no number."""
+        gate, mine = GATES[precision], self.answers[name]
+        finite = bool(np.isfinite(mine.answer.logits).all())
+        if gate.max_abs_logit is None or gate.max_evidence_share is None or not finite:
+            return np.zeros(0, np.int64)
+        beyond = beyond_bounds(
+            self.answers[self.label].at(mine.places),
+            mine.answer,
+            max_abs_logit=gate.max_abs_logit,
+            max_evidence_share=gate.max_evidence_share,
+        )
+        return mine.places[beyond]
+
+    def _ask(self, places: Places) -> bool:
+        """Have the reference doubt drawn images that it was not yet asked about; whether that allows anything.
+
+        Those of large logits are asked about with them: another processor will round those.
+        """
+        first = self.inputs.labelled_count
+        drawn = places[places >= first]
+        new = drawn[self.unsure.logits[drawn] == 0]
+        if self._doubt is not None and new.size:
+            logits = np.abs(self.answers[self.label].answer.logits[first:]).max(axis=1)
+            alike = first + np.flatnonzero((logits > LARGE) & (self.unsure.logits[first:] == 0))
+            new = np.union1d(new, alike)
+            found = self._doubt(new)
+            self.unsure.logits[new], self.unsure.evidence[new] = found.logits, found.evidence
+        return bool((self.unsure.logits[drawn] > 0).any())
+
+    def _judge(
+        self, name: str, label: str, precision: Precision, before: str, repeat: Repeat, seconds: float
+    ) -> LinkReport:
+        link = self._compare(name, label, precision, before, repeat, seconds)
+        return link.model_copy(update={"broken": broken_bounds(link)})
 
     def path_to(self, name: str) -> tuple[str, ...]:
         """Names of the links from the reference to this one, both included."""
@@ -143,8 +197,11 @@ class ParityChain:
             if len(set(shown.labels.tolist())) == 2:
                 deltas = labelled_deltas(shown, *logits, temperature)
 
+        unsure = self.unsure.at(places)
+
         def between(inside: Places) -> Difference:
-            return difference(_pick(reference, inside), _pick(mine.answer, inside), temperature)
+            given = pick(reference, inside), pick(mine.answer, inside)
+            return difference(*given, temperature, unsure.at(inside))
 
         return LinkReport(
             name=name,
@@ -158,6 +215,7 @@ class ParityChain:
             flips=flips,
             deltas=deltas,
             repeat=repeat,
+            allowed=allowed(reference, mine.answer, unsure, np.isin(places, self._beyond(name, precision))),
             seconds=seconds,
         )
 
@@ -216,5 +274,6 @@ def _change(
     return float(np.abs(first[fine] - second[fine]).max()), float(np.abs(scores[0] - scores[1]).max())
 
 
-def _pick(answer: Answer, places: Sequence[int] | Places) -> Answer:
+def pick(answer: Answer, places: Sequence[int] | Places | slice) -> Answer:
+    """The answers for some of the crops."""
     return Answer(answer.logits[places], None if answer.evidence is None else answer.evidence[places])

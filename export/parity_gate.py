@@ -17,9 +17,11 @@ class Gate:
     """Bounds of one precision; None where something is reported but not bounded.
 
     Attributes:
-        max_abs_logit: Of both logits, over all crops; relative for logits above `differences.LARGE`.
+        max_abs_logit: Of both logits, over all crops; relative for logits above `differences.LARGE`, and beyond what
+            PyTorch itself is unsure of on a drawn image (`export.rounding`).
         mean_abs_p, max_abs_p: Of p_fake, over all crops.
-        max_evidence_share: Of the evidence map, as a share of its largest value.
+        max_evidence_share: Of the evidence map, as a share of its largest value on the faces, and of that on all
+            crops; the latter beyond what PyTorch is unsure of.
         flip_margin: A decision may change only where the reference's score is this close to the threshold.
         flip_share: Share of the faces whose decision may change at any one operating point.
         max_auc_change: Of frame AUC on the faces, either way.
@@ -90,13 +92,18 @@ def _numbers(link: LinkReport, gate: Gate) -> Iterator[str]:
     if whole.non_finite:
         yield f"{whole.non_finite} of {whole.count} crops get NaN or infinite logits"
     of = "max |Δlogit|" if whole.max_scaled == whole.max_abs else f"max |Δlogit|, as of logits of {LARGE:g},"
+    if link.allowed is not None:
+        of += " and beyond what PyTorch itself is unsure of,"
     yield from _above(of, whole.max_scaled, gate.max_abs_logit)
     yield from _above("mean |Δp|", whole.mean_abs_p, gate.mean_abs_p)
     yield from _above("max |Δp|", whole.max_abs_p, gate.max_abs_p)
-    if whole.evidence_share is not None:
-        yield from _above(
-            "max |Δevidence| as a share of its largest value", whole.evidence_share, gate.max_evidence_share
-        )
+    # the faces by themselves: drawn images may drive the map to thousands, beside which a face's is nothing
+    shares = [(item, item.evidence_share) for item in (link.faces, whole) if item is not None]
+    for item, share in shares:
+        if share is not None and (item is whole or whole.count > item.count):
+            where = "" if item is whole else " on faces"
+            said = f"max |Δevidence| as a share of its largest value{where}"
+            yield from _above(said, share, gate.max_evidence_share)
     noise = link.faces.sqnr_db if link.faces is not None else None
     if gate.min_sqnr_db is not None and noise is not None and noise < gate.min_sqnr_db:
         yield f"SQNR {noise:.1f} dB is below {gate.min_sqnr_db:g} dB"

@@ -22,6 +22,7 @@ def to_markdown(report: ParityReport) -> str:
         link_table(report.links),
         "Differences are from PyTorch, over all crops. SQNR is of the logits; flips are decisions that change at "
         "the worst operating point; batch is the largest change of a logit with the batch it is in.",
+        allowance_note(report.links),
         "## Decisions at each operating point",
         flip_table(report.links),
         "## Labelled faces: change of the measures",
@@ -81,6 +82,23 @@ def link_table(links: tuple[LinkReport, ...]) -> str:
     ]
     header = ["link", "made from", "runtime", "max Δlogit", "mean Δlogit", "max Δp", "SQNR dB", "flips"]
     return table([*header, "cosine", "NaN/Inf", "batch", "rerun", "Δevidence", "gate"], rows)
+
+
+def allowance_note(links: tuple[LinkReport, ...]) -> str:
+    """Which links hold their bounds only because PyTorch is unsure of drawn images itself; empty where none does."""
+    lines = [
+        f"- {link.name}: {found.crops} drawn images, off by up to {found.max_abs:.2g} of a logit (allowed: up to "
+        f"{found.most:.2g}) and {found.evidence_max_abs:.2g} of the evidence map (up to {found.evidence_most:.2g})"
+        for link in links
+        if (found := link.allowed) is not None
+    ]
+    if not lines:
+        return ""
+    why = (
+        "Drawn images beyond the bounds that were allowed more, because PyTorch's own answers to them move when its "
+        "weights move to neighbouring float32 numbers. Faces are never allowed more."
+    )
+    return "\n".join([why, "", *lines])
 
 
 def flip_table(links: tuple[LinkReport, ...]) -> str:
@@ -143,6 +161,7 @@ def rejection_page(item: ArtefactVerdict, links: tuple[LinkReport, ...]) -> str:
         item.reason or "",
         f"First broken link: {item.first_broken}" if item.first_broken else "",
         link_table(links),
+        allowance_note(links),
         flip_table(links),
         delta_table(links),
         *_drift(item),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from export.differences import Difference, Flips, LabelledDeltas
+from export.differences import Allowed, Difference, Flips, LabelledDeltas, Unsure
 from pipeline.errors import InputError
 from pipeline.manifest import Precision, ScoreCalibration
 
@@ -52,6 +53,7 @@ class LinkReport(_Model):
         flips: Changed decisions at each operating point.
         deltas: Change of AUC, EER and ECE on the faces it was shown; None without faces of both classes.
         repeat: Batch invariance and determinism.
+        allowed: Drawn images that pass because PyTorch itself is no surer of them; None where none had to.
         seconds: It took.
         broken: A sentence for each bound that does not hold; empty when it passes.
     """
@@ -67,6 +69,7 @@ class LinkReport(_Model):
     flips: tuple[Flips, ...]
     deltas: LabelledDeltas | None
     repeat: Repeat
+    allowed: Allowed | None = None
     seconds: float
     broken: tuple[str, ...] = ()
 
@@ -115,12 +118,21 @@ class ShownCrops(_Model):
         notes: Where the labelled ones are from.
         drawn_sha256: Of the drawn crops' pixels.
         drawn_logits: PyTorch's logits of the drawn crops, to prove the bundle on another machine.
+        drawn_unsure: What each drawn crop's logits and evidence may be off by beyond the bounds, see `export.rounding`;
+            0 for those that no link had to be granted. None in reports that know of no such allowance.
     """
 
     counts: dict[str, int]
     notes: tuple[str, ...]
     drawn_sha256: str
     drawn_logits: tuple[tuple[float, float], ...] = Field(min_length=1)
+    drawn_unsure: tuple[tuple[float, float], ...] | None = None
+
+    @property
+    def unsure(self) -> Unsure:
+        """`drawn_unsure` as the gate takes it."""
+        stored = self.drawn_unsure or ((0.0, 0.0),) * len(self.drawn_logits)
+        return Unsure(*np.array(stored, np.float64).T)
 
 
 class ParityReport(_Model):
@@ -149,6 +161,11 @@ class ParityReport(_Model):
     def artefact(self, name: str) -> ArtefactVerdict | None:
         """The verdict on the artefact of that name."""
         return next((item for item in self.artefacts if item.name == name), None)
+
+
+def stored_unsure(unsure: Unsure) -> tuple[tuple[float, float], ...]:
+    """As `ShownCrops` keeps it."""
+    return tuple(zip(unsure.logits.tolist(), unsure.evidence.tolist(), strict=True))
 
 
 def read_parity(folder: Path) -> ParityReport:

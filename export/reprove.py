@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from export.bundle_writer import ARTEFACTS, REJECTED, move, new_folder, put_in_place, reject, write_manifest
+from export.differences import Unsure
 from export.facts import gates, machine, versions
 from export.formats import REFERENCE
 from export.labelled_crops import LabelledCrops, gather
@@ -23,9 +25,16 @@ from export.model_card import model_card
 from export.parity_chain import PYTORCH, ParityChain, run_in_batches
 from export.parity_inputs import ParityInputs, build_inputs, digest
 from export.parity_page import to_markdown, verdict_table
-from export.parity_report import ArtefactVerdict, ParityReport, ShownCrops, read_parity
+from export.parity_report import (
+    ArtefactVerdict,
+    ParityReport,
+    ShownCrops,
+    read_parity,
+    stored_unsure,
+)
 from export.prove import ONNX_OFF, Opened, as_unproven, parity_of, prove, prove_with, proven
-from export.torch_runtimes import EagerRuntime
+from export.rounding import doubt_of
+from export.torch_runtimes import EagerRuntime, answer_all
 from pipeline.bundle import Bundle, describe_file, open_bundle
 from pipeline.errors import InputError, NotProvenError
 from pipeline.manifest import Artefact, Manifest, Unproven
@@ -34,6 +43,7 @@ from pipeline.runtime_onnx import OnnxRuntime
 from pipeline.storage import write_whole
 from training.checkpoint import load_detector
 from training.index import Split
+from training.networks import Detector
 
 _MORE_NOISE_DB = 3.0
 MEASURED_AGAIN = "measured_again"
@@ -115,38 +125,43 @@ def _chain(
             f"{bundle.folder} was proven on other drawn images than this stillface draws: use the version "
             "that exported it, or export again."
         )
-    stored = np.array(before.shown.drawn_logits, dtype=np.float32)
+    manifest, detector = bundle.manifest, None
     if settings.checkpoint is not None:
-        answer, label = _from_checkpoint(settings.checkpoint, bundle.manifest, inputs)
-    elif labelled is None:
-        answer, label = Answer(stored, None), f"stored answers of {before.reference}"
+        detector = _detector(settings.checkpoint, manifest)
+        eager = EagerRuntime(detector)
+        answer, label = answer_all(eager, inputs.crops), eager.label
     else:
-        answer, label = _from_onnx(bundle, inputs, stored, settings.threads)
-    manifest = bundle.manifest
-    return ParityChain(inputs, manifest.calibration, manifest.aggregation.rule, answer), label
+        answer, label = _stored(bundle, inputs, before, settings.threads)
+
+    def stored(places: NDArray[np.int64]) -> Unsure:
+        return before.shown.unsure.at(places - inputs.labelled_count)
+
+    doubt = stored if detector is None else doubt_of(detector, inputs, answer)
+    return ParityChain(inputs, manifest.calibration, manifest.aggregation.rule, answer, doubt=doubt), label
 
 
-def _from_checkpoint(path: Path, manifest: Manifest, inputs: ParityInputs) -> tuple[Answer, str]:
+def _detector(path: Path, manifest: Manifest) -> Detector:
     detector, info = load_detector(path)
     if info.sha256 != manifest.training.checkpoint_sha256:
         raise InputError(
             f"{path} is not the checkpoint of this bundle: its SHA-256 is {info.sha256[:12]}…, the bundle was exported "
             f"from {manifest.training.checkpoint_sha256[:12]}…."
         )
-    eager = EagerRuntime(detector)
-    return run_in_batches(eager, inputs.crops), eager.label
+    return detector
 
 
-def _from_onnx(
-    bundle: Bundle, inputs: ParityInputs, stored: np.ndarray, threads: int | None
+def _stored(
+    bundle: Bundle, inputs: ParityInputs, before: ParityReport, threads: int | None
 ) -> tuple[Answer, str]:
-    """The fp32 ONNX file's answers for the faces, PyTorch's stored ones for the drawn images, by which it is judged."""
+    """PyTorch's stored answers for the drawn images, and for faces the fp32 ONNX file's, which they judge."""
+    stored = np.array(before.shown.drawn_logits, dtype=np.float32)
+    if inputs.labelled is None:
+        return Answer(stored, None), f"stored answers of {before.reference}"
     path = bundle.path(bundle.artefact(REFERENCE).files[0])
     answer = run_in_batches(OnnxRuntime(path, threads=threads, optimise=False), inputs.crops)
     logits = np.concatenate((answer.logits[: inputs.labelled_count], stored))
-    return Answer(
-        logits, answer.evidence
-    ), "the fp32 ONNX file for faces, PyTorch's stored answers for drawn images"
+    label = "the fp32 ONNX file for faces, PyTorch's stored answers for drawn images"
+    return Answer(logits, answer.evidence), label
 
 
 def _worse_than_at_export(
@@ -198,6 +213,7 @@ def _report(
             notes=() if inputs.labelled is None else inputs.labelled.notes,
             drawn_sha256=before.shown.drawn_sha256,
             drawn_logits=tuple((float(real), float(fake)) for real, fake in reference),
+            drawn_unsure=stored_unsure(chain.unsure.at(slice(inputs.labelled_count, None))),
         ),
         links=tuple(chain.links.values()),
         artefacts=tuple(verdicts),

@@ -161,6 +161,31 @@ def test_a_graph_exchanged_with_its_hashes_is_found_by_its_answers(bundle: Path)
     assert content(bundle) == before
 
 
+def test_what_pytorch_was_unsure_of_is_known_without_the_checkpoint(bundle: Path, checkpoint: Path) -> None:
+    stored = read_parity(bundle)
+    (real, fake), *others = stored.shown.drawn_logits
+    nothing = ((0.0, 0.0),) * len(others)
+
+    def keep(**changes: object) -> None:
+        shown = stored.shown.model_copy(update=changes)
+        changed = stored.model_copy(update={"shown": shown})
+        (bundle / "parity.json").write_text(changed.model_dump_json())
+        reseal(bundle)
+
+    elsewhere = ((real, fake + 0.02), *others)  # PyTorch's answer on a processor that rounds otherwise
+    keep(drawn_logits=elsewhere)
+    with pytest.raises(NotProvenError, match=r"max \|Δlogit\| 0\.02"):
+        prove_bundle(ProofSettings(bundle, threads=1, write=False), SILENT)
+    keep(drawn_logits=elsewhere, drawn_unsure=((0.03, 0.0), *nothing))
+    report = prove_bundle(ProofSettings(bundle, threads=1, write=False), SILENT)
+    found = report.link("onnx")
+    assert found is not None
+    assert found.allowed is not None
+    assert (found.allowed.crops, found.allowed.most) == (1, 0.03)
+    assert report.shown.drawn_unsure == ((0.03, 0.0), *nothing)
+    assert prove_bundle(ProofSettings(bundle, checkpoint, threads=1, write=False), SILENT).link("onnx")
+
+
 def test_int8_is_not_proven_without_faces_but_may_not_get_worse(bundle: Path) -> None:
     """The fp32 model stands in for an int8 one: what counts is what the manifest and the stored report say."""
     add_unproven(bundle, bundle / "artefacts/onnx/model.onnx")

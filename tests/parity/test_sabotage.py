@@ -19,6 +19,7 @@ from export.parity_gate import noise_to_lose
 from export.parity_inputs import build_inputs
 from export.parity_page import rejection_page
 from export.prove import ONNX_OFF, PROGRAM, Opened, prove, prove_with
+from export.rounding import doubt_of
 from export.score_calibration import calibrate
 from export.torch_runtimes import EagerRuntime, ProgramRuntime
 from pipeline.bundle import describe_file
@@ -47,7 +48,8 @@ def whole(checkpoint: Path, prepared: Path, tmp_path_factory: pytest.TempPathFac
     reference = run_in_batches(EagerRuntime(detector), inputs.crops)
     calibration, _ = calibrate(labelled, reference.logits[: len(labelled)])
     path = write_onnx(detector, tmp_path_factory.mktemp("sound") / "model.onnx")
-    chain = ParityChain(inputs, calibration, "max-mean", reference)
+    doubt = doubt_of(detector, inputs, reference)
+    chain = ParityChain(inputs, calibration, "max-mean", reference, doubt=doubt)
     chain.measure(PROGRAM, ProgramRuntime(detector), "fp32", before=PYTORCH)
     return Whole(chain, path)
 
@@ -56,6 +58,7 @@ def fresh(whole: Whole) -> ParityChain:
     """The chain with only PyTorch and its program measured."""
     chain = copy.copy(whole.chain)
     chain.links, chain.answers = dict(chain.links), dict(chain.answers)
+    chain.unsure = copy.deepcopy(chain.unsure)
     return chain
 
 
