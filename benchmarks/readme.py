@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 TABLE, AGAIN = "table.json", "table-again.json"
 SERVED = ("serve-demo.json", "serve-student.json")
+EXPORTED = ("export.json", "export-random.json")
 
 
 def update(readme: Path = ROOT / "README.md", results: Path = RESULTS, *, check: bool = False) -> bool:
@@ -118,12 +119,15 @@ def served_table(results: Path) -> str:
 
 
 def export_table(results: Path) -> str:
-    """What the int8 formats are worth on a CPU."""
-    result = _read(results / "export.json")
+    """What the int8 formats are worth on a CPU: with trained weights by the gate, and with every layer in int8."""
+    return "\n\n".join(_exported(name, _read(results / name)) for name in EXPORTED)
+
+
+def _exported(name: str, result: dict[str, Any]) -> str:
     return (
         f"{export_speed.markdown(result, wanted_only=True)}\n\n(`{result['command']}`, batch 1, in turns, "
         f"each call timed after {result['run_up']} that are not, "
-        f"{result['threads']} threads, {result['processor']}; [all forms](benchmarks/results/export.json))"
+        f"{result['threads']} threads, {result['processor']}; [all forms](benchmarks/results/{name}))"
     )
 
 

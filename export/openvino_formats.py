@@ -71,9 +71,8 @@ def quantise_openvino(
 ) -> Int8Result:
     """Quantise for OpenVINO and write the model; worth it or not.
 
-    What stays in float is computed in bfloat16 on processors that have it (measured on mobilevitv2_200, with 28 of 69
-    layers in float: 2.2x fp32, against 1.7x in float32; by itself it costs no more than an SQNR of 40 dB), and in
-    float32 where bfloat16 does not hold the gate.
+    What stays in float is computed in bfloat16 on processors that have it (1.73 times as fast on a mobilevitv2_200 with
+    next to nothing in int8, see benchmarks/results/export.json), and in float32 where bfloat16 does not hold the gate.
 
     Our QDQ graph comes first. Where it had to leave layers in float, NNCF gets its chance, with those layers left in
     float too; where it had not, NNCF has nothing to win (measured: equally fast, and 3 to 6 dB noisier). What does not
