@@ -41,8 +41,8 @@ SEARCH_CROPS: Final = 160
 """Held-out crops that candidates are compared on; the result is measured on all of them."""
 _HELD_OUT_EVERY = 3
 _MARGIN_DB = 1.0
-_STEPS_DB = (1.5, 8.0)
-"""Least and most by which the noise allowed falls from one attempt to the next."""
+_LEAST_STEP_DB, _LARGEST_STEP_DB = 1.5, 8.0
+"""By which the noise allowed falls from one attempt to the next; the least doubles each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,9 +238,10 @@ class Search:
         parts = self.calibration.parts
         candidate, found = self._try(method, (), gate)
         if gate.failures(found) and len(candidate.products) > 1:
-            noise, target = self.noise(method), found.sqnr_db
+            noise, target, least = self.noise(method), found.sqnr_db, _LEAST_STEP_DB
             while len(candidate.products) > 1 and gate.failures(found):
-                target = max(gate.min_sqnr_db + _MARGIN_DB, target + _next_step(found, gate))
+                target = max(gate.min_sqnr_db + _MARGIN_DB, target + max(least, _next_step(found, gate)))
+                least *= 2  # a network that needs most of its layers in float is found out in a few attempts
                 together = in_company(noise, candidate.products, found.sqnr_db)
                 kept = leave_in_float(noise, parts.costs, 10 ** (-target / 10) / together)
                 candidate, found = self._try(method, kept, gate)
@@ -366,7 +367,7 @@ def _thin(labels: Labels, most: int) -> Places:
 def _next_step(found: Agreement, gate: Gate) -> float:
     """Decibels to go: decisions flip, and AUC moves, in proportion to the noise's amplitude."""
     times = max(found.flips / gate.max_flips, abs(found.delta_auc) / gate.max_delta_auc)
-    return float(np.clip(20 * math.log10(max(times, 1)), *_STEPS_DB))
+    return min(_LARGEST_STEP_DB, 20 * math.log10(max(times, 1)))
 
 
 def _seal(model: onnx.ModelProto, source: onnx.ModelProto) -> None:
