@@ -540,7 +540,7 @@ def test_several_run_at_once_in_one_copy_and_a_lone_one_has_all_its_threads() ->
 
 @pytest.mark.parametrize("poisoned", [1, 2])
 def test_what_runs_in_one_copy_is_lost_and_replaced_together(poisoned: int) -> None:
-    """Also where both of its runs fail: that is one loss."""
+    """Where both of its runs fail, that is one loss, or two if the next copy was given the second before it failed."""
 
     async def scene() -> None:
         made: list[Shared] = []
@@ -570,8 +570,9 @@ def test_what_runs_in_one_copy_is_lost_and_replaced_together(poisoned: int) -> N
             [7]
         ] * (2 - poisoned)
         assert [marks_of(await task) for task in waiting] == [[8], [9]]
-        assert len(made) == 2
-        assert batcher.alive
+        while not batcher.alive:  # the copy after the second loss is still being loaded
+            await asyncio.sleep(0.01)
+        assert 2 <= len(made) <= 1 + poisoned
         await batcher.close()
 
     asyncio.run(asyncio.wait_for(scene(), 20))
