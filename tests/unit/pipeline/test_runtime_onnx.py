@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from pipeline.runtime import GivesBack, RunsBeside, open_artefact
 from pipeline.runtime_onnx import OnnxRuntime
 
 
-def test_memory_of_a_large_batch_is_given_back_and_answers_stay(bundle_folder: Path) -> None:
+def _memory_of_a_large_batch(bundle_folder: Path) -> tuple[int, int, bool]:
     bundle = open_bundle(bundle_folder)
     runtime = open_artefact(bundle.folder, bundle.artefact("onnx"), threads=1)
     assert isinstance(runtime, GivesBack)
@@ -26,10 +27,19 @@ def test_memory_of_a_large_batch_is_given_back_and_answers_stay(bundle_folder: P
     before = process.memory_info().rss
     runtime.run(np.zeros((128, side, side, 3), np.uint8))
     taken = process.memory_info().rss - before
-    assert taken > 50e6
     runtime.give_back()
-    assert process.memory_info().rss - before < 0.3 * taken
-    assert np.array_equal(runtime.run(crops).logits, first)
+    kept = process.memory_info().rss - before
+    return taken, kept, np.array_equal(runtime.run(crops).logits, first)
+
+
+def test_memory_of_a_large_batch_is_given_back_and_answers_stay(bundle_folder: Path) -> None:
+    # In a process of its own: in one that ran a thousand tests before, the allocator fills and frees
+    # other people's pages meanwhile.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+        taken, kept, same = fresh.submit(_memory_of_a_large_batch, bundle_folder).result()
+    assert taken > 50e6
+    assert kept < 0.3 * taken
+    assert same
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
