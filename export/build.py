@@ -16,7 +16,7 @@ from pipeline.storage import write_whole
 from training.networks import Detector
 
 if TYPE_CHECKING:
-    from export.agreement import Gate
+    from export.agreement import Decisions, Gate
     from export.int8 import Calibration
     from export.tensorrt_engine import BuiltEngine
     from pipeline.tensorrt_library import LibraryName
@@ -50,6 +50,7 @@ class Ingredients:
         folder: Each format is written to a folder of its name below this one.
         metadata: Facts to keep in every graph.
         gather_ranges: Gives the crops from which int8 ranges are taken; called once, if at all.
+        decisions: What errors of int8 may change, on the gate's faces; None for the decisions of those crops.
         threads: CPU threads of what is run while building; None for all cores.
         built: What was made so far, by format.
         wanted_db: SQNR to reach, by format; what is not here only has to hold the gate.
@@ -59,6 +60,7 @@ class Ingredients:
     folder: Path
     metadata: dict[str, str]
     gather_ranges: Callable[[], LabelledCrops]
+    decisions: Decisions | None = None
     threads: int | None = None
     built: dict[str, Built] = field(default_factory=dict)
     wanted_db: dict[str, float] = field(default_factory=dict)
@@ -73,8 +75,8 @@ class Ingredients:
         """What all int8 formats for CPUs are made from; the `onnx` format is built by then."""
         from export.int8 import calibrate
 
-        source = self.built["onnx"].files[0]
-        return calibrate(source, self.ranges.crops, self.ranges.labels, threads=self.threads)
+        source, ranges = self.built["onnx"].files[0], self.ranges
+        return calibrate(source, ranges.crops, ranges.labels, decisions=self.decisions, threads=self.threads)
 
     @cached_property
     def half_note(self) -> str:

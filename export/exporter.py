@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from export.agreement import Decisions
 from export.build import Ingredients, build
 from export.bundle_writer import check_place, new_folder, put_in_place, reject, settle, write_manifest
 from export.facts import gates, machine, network_facts, training_facts, versions
@@ -174,8 +175,17 @@ def _ingredients(settings: ExportSettings, subject: Subject, folder: Path) -> In
         folder=folder / "artefacts",
         metadata={"checkpoint_sha256": info.sha256, "stage": info.stage, "epoch": str(info.epoch)},
         gather_ranges=ranges,
+        decisions=_decisions(subject),
         threads=settings.threads,
     )
+
+
+def _decisions(subject: Subject) -> Decisions:
+    """What the bundle decides of the gate's faces; the faces that int8 is made with are those of training."""
+    calibration = subject.chain.calibration
+    logits = subject.chain.answers[subject.chain.label].answer.logits[: len(subject.labelled)]
+    points = [point.threshold for point in calibration.operating_points if point.level == "frame"]
+    return Decisions.by(logits, points, calibration.temperature)
 
 
 def _walk(
@@ -227,7 +237,7 @@ def _ask_for_less_noise(
 ) -> bool:
     """Whether int8 failed by its noise alone; then more layers are to stay in float the next time.
 
-    The search holds its bounds on other faces, whose scores may lie further from the thresholds than those of the gate.
+    The search holds its bounds on other faces, and expects of the gate's what then is counted.
     """
     sqnr, link = ingredients.built[item.name].sqnr_db, subject.chain.links.get(item.name)
     own_fault = verdict.first_broken is not None and verdict.first_broken.endswith(f" -> {item.name}")

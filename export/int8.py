@@ -22,7 +22,7 @@ from export.activation_ranges import (
     cut_before_silu,
     observe,
 )
-from export.agreement import Agreement, Gate, Labels, Logits, compare
+from export.agreement import Agreement, Decisions, Gate, Labels, Logits, compare
 from export.intermediates import check_calibration, logits_of, read_graph, square_of
 from export.qdq import Form, Quantisable, examine, has_byte_dot_products, prepare, quantise
 from export.sensitivity import NOISE_CROPS, choose_tellers, in_company, leave_in_float, noise_of_each
@@ -98,9 +98,11 @@ class Calibration:
         logits: The fp32 graph's on those.
         threads: Of the runtimes.
         reduce_range: 7-bit weights.
+        decisions: What errors may change; None for the fp32 graph's own on the held-out crops.
         noise: By runtime and method, what each layer alone does to the logits, as far as it was asked for.
         ranges: By method, the range of every activation, as far as it was asked for.
         best: Of several methods for a runtime, the best one.
+        answers: Logits of a candidate, by its runtime, method, layers in int8 and number of crops.
     """
 
     source: Path
@@ -114,9 +116,16 @@ class Calibration:
     logits: Logits
     threads: int | None
     reduce_range: bool
+    decisions: Decisions | None = None
     noise: dict[tuple[Form, Method], dict[str, float]] = field(default_factory=dict)
     ranges: dict[Method, dict[str, Range]] = field(default_factory=dict)
     best: dict[tuple[Form, tuple[Method, ...]], Method] = field(default_factory=dict)
+    answers: dict[tuple[str, Method, frozenset[str], int], Logits] = field(default_factory=dict)
+
+    @property
+    def faces(self) -> int:
+        """Decisions that a gate counts on."""
+        return len(self.labels) if self.decisions is None else len(self.decisions.margins)
 
 
 def calibrate(
@@ -125,6 +134,7 @@ def calibrate(
     labels: Labels,
     *,
     held_out: tuple[Crops, Labels] | None = None,
+    decisions: Decisions | None = None,
     threads: int | None = None,
     reduce_range: bool | None = None,
 ) -> Calibration:
@@ -135,6 +145,7 @@ def calibrate(
         crops: uint8 [N, H, W, 3], real and fake; 300 or more are advised.
         labels: int [N], 0 real, 1 fake.
         held_out: Crops and labels to compare candidates on; None takes a third of `crops`.
+        decisions: What errors may change; None for what the fp32 graph decides on held-out crops.
         threads: Of the runtime; None for all cores.
         reduce_range: 7-bit weights; None decides by this processor.
 
@@ -159,6 +170,7 @@ def calibrate(
         logits=logits_of(full, held, threads=threads),
         threads=threads,
         reduce_range=not has_byte_dot_products() if reduce_range is None else reduce_range,
+        decisions=decisions,
     )
 
 
@@ -178,7 +190,7 @@ def quantise_onnx(
     """
     search = Search(calibration, "onnxruntime", partial(logits_of, threads=calibration.threads))
     method = search.best_method(methods)
-    best, agreement = search.fit_gate(method, gate.with_margin())
+    best, agreement = search.fit_gate(method, gate.with_margin(calibration.faces))
     write_whole(out, best.model.SerializeToString(deterministic=True))
     full, reduced = (OnnxRuntime(path, threads=calibration.threads) for path in (calibration.source, out))
     ratio = speedup(full, reduced, calibration.held)
@@ -187,9 +199,10 @@ def quantise_onnx(
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A quantised graph in memory, and the names of its layers in int8."""
+    """A quantised graph in memory, how its ranges were found, and the names of its layers in int8."""
 
     model: onnx.ModelProto
+    method: Method
     products: tuple[str, ...]
 
 
@@ -200,17 +213,22 @@ class Search:
         calibration: From `calibrate`.
         form: For which runtime.
         answer: Gives a graph's logits for crops, in that runtime.
+        arithmetic: Of what stays in float, where the runtime has several.
 
     Attributes:
         tried: Agreement of every candidate so far.
     """
 
     def __init__(
-        self, calibration: Calibration, form: Form, answer: Callable[[onnx.ModelProto, Crops], Logits]
+        self,
+        calibration: Calibration,
+        form: Form,
+        answer: Callable[[onnx.ModelProto, Crops], Logits],
+        arithmetic: str = "",
     ) -> None:
         self.calibration, self.form, self._answer = calibration, form, answer
+        self._name = f"{form} {arithmetic}".strip()
         self.tried: dict[str, Agreement] = {}
-        self._all_int8: dict[Method, Logits] = {}
         self._everywhere = np.arange(len(calibration.labels))
         few = len(self._everywhere) <= SEARCH_CROPS
         self._places = self._everywhere if few else _thin(calibration.labels, SEARCH_CROPS)
@@ -225,7 +243,7 @@ class Search:
         places = _thin(self.calibration.labels, METHOD_CROPS)
         for method in methods:
             candidate = self.build(method, self.calibration.parts.products)
-            self.tried[method] = self.judge(candidate, places)
+            self.tried[method] = self._compare(self._ask(candidate, places), places)
         known[rivals] = max(methods, key=lambda method: self.tried[method].sqnr_db)
         return known[rivals]
 
@@ -253,10 +271,7 @@ class Search:
         """Build with some layers in float, look, and look at all held-out crops where some of them hold the gate."""
         products = self.calibration.parts.products
         candidate = self.build(method, [name for name in products if name not in kept])
-        logits = self._ask(candidate, self._places)
-        if not kept:
-            self._all_int8[method] = logits
-        found = self._compare(logits, self._places)
+        found = self.judge(candidate, self._places)
         if not gate.failures(found) and found.crops < len(self._everywhere):
             found = self.judge(candidate, self._everywhere)
         self.tried[f"{method}, {len(kept)} of {len(products)} in float"] = found
@@ -269,9 +284,8 @@ class Search:
         """
         calibration, known = self.calibration, self.calibration.noise
         if (self.form, method) not in known:
-            if method not in self._all_int8:
-                self._try(method, (), GATE)
-            errors = ((self._all_int8[method] - calibration.logits[self._places]) ** 2).sum(axis=1)
+            logits = self._ask(self.build(method, calibration.parts.products), self._places)
+            errors = ((logits - calibration.logits[self._places]) ** 2).sum(axis=1)
             tellers = choose_tellers(errors, NOISE_CROPS)
             known[self.form, method] = noise_of_each(
                 calibration.prepared,
@@ -305,17 +319,23 @@ class Search:
             reduce_range=calibration.reduce_range,
         )
         _seal(model, calibration.full)
-        return Candidate(model, tuple(products))
+        return Candidate(model, method, tuple(products))
 
     def judge(self, candidate: Candidate, places: Places) -> Agreement:
         """Compare on the held-out crops at these places."""
         return self._compare(self._ask(candidate, places), places)
 
     def _ask(self, candidate: Candidate, places: Places) -> Logits:
-        return self._answer(candidate.model, self.calibration.held[places])
+        """Its logits; a search that is made anew for less noise asks for the same ones."""
+        known = self.calibration.answers
+        key = self._name, candidate.method, frozenset(candidate.products), len(places)
+        if key not in known:
+            known[key] = self._answer(candidate.model, self.calibration.held[places])
+        return known[key]
 
     def _compare(self, logits: Logits, places: Places) -> Agreement:
-        return compare(self.calibration.logits[places], logits, self.calibration.labels[places])
+        calibration = self.calibration
+        return compare(calibration.logits[places], logits, calibration.labels[places], calibration.decisions)
 
     def result(
         self, path: Path, method: str, chosen: Candidate, agreement: Agreement, ratio: float, gate: Gate

@@ -92,9 +92,10 @@ def quantise_openvino(
         InputError: NNCF or OpenVINO is not installed.
     """
     for floats in FLOATS if has_bfloat16() else FLOATS[-1:]:
-        search = Search(calibration, "openvino", partial(_answer, threads=calibration.threads, floats=floats))
+        answer = partial(_answer, threads=calibration.threads, floats=floats)
+        search = Search(calibration, "openvino", answer, floats)
         method = search.best_method(methods)
-        chosen, agreement = search.fit_gate(method, gate.with_margin())
+        chosen, agreement = search.fit_gate(method, gate.with_margin(calibration.faces))
         if not gate.failures(agreement):
             break
     kept = set(calibration.parts.products) - set(chosen.products)
@@ -142,7 +143,8 @@ def _measure(
     """Its speed, and its agreement where that is not known."""
     runtime = OpenVinoRuntime(path, threads=calibration.threads)
     if agreement is None:
-        agreement = compare(calibration.logits, _logits(runtime, calibration.held), calibration.labels)
+        logits = _logits(runtime, calibration.held)
+        agreement = compare(calibration.logits, logits, calibration.labels, calibration.decisions)
     return Rival(name, agreement, speedup(full, runtime, calibration.held))
 
 

@@ -20,7 +20,7 @@ from pipeline.runtime import Crops
 
 _JUDGED: Final = 64
 """Crops that methods are compared on."""
-_AIM: Final = Gate().with_margin()
+_AIM: Final = Gate().with_margin(faces=_JUDGED)
 _STEP_DB: Final = 2.0
 """By which the noise allowed falls from one attempt to the next."""
 

@@ -22,7 +22,7 @@ from export.activation_ranges import (
     choose_ranges,
     observe,
 )
-from export.agreement import Agreement, Gate, compare
+from export.agreement import Agreement, Decisions, Gate, Logits, compare
 from export.build import Built, Ingredients, build
 from export.formats import FORMATS
 from export.int8 import Calibration, Candidate, Search, calibrate, quantise_onnx
@@ -31,6 +31,7 @@ from export.onnx_graph import write_onnx
 from export.qdq import examine
 from export.sensitivity import leave_in_float
 from pipeline.errors import InputError
+from pipeline.runtime import Crops
 from pipeline.runtime_onnx import OnnxRuntime
 from tests.unit.export.detectors import random_crops, random_detector
 from tests.unit.export.planted_graph import SIDE, labelled_crops, plant_outlier
@@ -168,7 +169,7 @@ def test_without_byte_dot_products_weights_keep_to_seven_bits(graph: Path, tmp_p
 
 def test_a_graph_that_is_not_faster_is_not_worth_it(calibration: Calibration, tmp_path: Path) -> None:
     search = Search(calibration, "onnxruntime", partial(logits_of, threads=1))
-    chosen = Candidate(onnx.ModelProto(), calibration.parts.products)
+    chosen = Candidate(onnx.ModelProto(), "minmax", calibration.parts.products)
     good = Agreement(sqnr_db=40, delta_auc=0, flips=0, crops=100)
     slow = search.result(tmp_path, "minmax", chosen, good, 0.98, Gate())
     assert slow.reasons
@@ -208,10 +209,56 @@ def test_an_answer_that_is_not_finite_agrees_in_nothing() -> None:
 
 
 def test_the_search_aims_at_more_than_the_gate_asks() -> None:
-    aim = Gate().with_margin()
+    aim = Gate().with_margin(1000)
     edge = Agreement(sqnr_db=20.5, delta_auc=0.0045, flips=0.0095, crops=300)
     assert Gate().failures(edge) == []
     assert len(aim.failures(edge)) == 3
+
+
+@pytest.mark.parametrize("faces", [24, 158, 300, 5000])
+def test_a_share_aimed_at_holds_the_gate_when_it_is_counted(faces: int) -> None:
+    aim = Gate().with_margin(faces).max_flips
+    counted = np.random.default_rng(0).binomial(faces, aim, 20_000)
+    assert np.mean(counted <= 0.01 * faces) == pytest.approx(0.8, abs=0.02)
+
+
+def test_flips_are_expected_where_the_deciding_faces_lie(calibration: Calibration) -> None:
+    """The search's own faces may be far from any threshold while the gate's are not, as after much training."""
+    search = Search(calibration, "onnxruntime", partial(logits_of, threads=1))
+    everything = search.build("minmax", calibration.parts.products)
+    own = search.judge(everything, np.arange(len(calibration.labels)))
+    margins = calibration.logits[:, 1] - calibration.logits[:, 0]
+    near, far = (
+        Search(
+            replace(calibration, decisions=Decisions(margins.astype(np.float64), np.array(thresholds))),
+            "onnxruntime",
+            partial(logits_of, threads=1),
+        ).judge(everything, np.arange(len(calibration.labels)))
+        for thresholds in ([1e3, np.median(margins)], [1e3, -1e3])
+    )
+    assert far.flips == 0
+    assert near.flips > 0
+    assert (near.sqnr_db, near.delta_auc) == (own.sqnr_db, own.delta_auc)
+
+
+def test_a_search_made_anew_asks_for_nothing_twice(calibration: Calibration) -> None:
+    asked: list[int] = []
+
+    def answer(model: onnx.ModelProto, crops: Crops) -> Logits:
+        asked.append(len(crops))
+        return logits_of(model, crops, threads=1)
+
+    fresh = replace(calibration, answers={})
+    first = Search(fresh, "onnxruntime", answer).fit_gate(
+        "minmax", Gate(min_sqnr_db=10, max_delta_auc=1, max_flips=1)
+    )
+    count = len(asked)
+    second = Search(fresh, "onnxruntime", answer).fit_gate(
+        "minmax", Gate(min_sqnr_db=first[1].sqnr_db + 3, max_delta_auc=1, max_flips=1)
+    )
+    assert count >= 1
+    assert 1 <= len(asked) - count == len(set(fresh.answers)) - count
+    assert second[1].sqnr_db > first[1].sqnr_db
 
 
 def test_ranges_by_each_method() -> None:

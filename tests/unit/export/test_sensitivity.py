@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.agreement import expected_flips
+from export.agreement import Decisions
 from export.drift import sqnr_db
 from export.int8 import Calibration, Search, calibrate
 from export.intermediates import logits_of
 from export.sensitivity import choose_tellers, noise_of_each
+from pipeline.scoring import p_fake
 from tests.unit.export.planted_graph import labelled_crops
 
 
@@ -74,11 +75,26 @@ def test_tellers_stand_for_all_crops() -> None:
 
 def test_expected_flips_are_what_a_count_comes_to_on_many_crops() -> None:
     rng = np.random.default_rng(0)
-    logits, error = rng.normal(0, 2, 20_000), rng.normal(0, 0.3, 20_000)
-    scores, changed = (1 / (1 + np.exp(-values)) for values in (logits, logits + error))
-    count = np.mean((scores >= 0.6) != (changed >= 0.6))
-    few = slice(0, 400)
-    assert expected_flips(scores[few], changed[few], 0.6) == pytest.approx(count, rel=0.15)
-    assert expected_flips(scores[few], scores[few], 0.6) == 0
-    sure = np.array([0.0, 1.0, 0.2, 0.8])
-    assert expected_flips(sure, sure, 0.5) == 0
+    margins, errors = rng.normal(0, 2, 20_000), rng.normal(0, 0.3, 20_000)
+    threshold = float(np.log(0.6 / 0.4))
+    count = np.mean((margins >= threshold) != (margins + errors >= threshold))
+    few = Decisions(margins[:400], np.array([threshold]))
+    assert few.expected_flips(errors[:300]) == pytest.approx(count, rel=0.15)
+    assert few.expected_flips(np.zeros(3)) == 0
+
+
+def test_of_several_thresholds_the_one_with_most_flips_counts() -> None:
+    margins = np.array([-4.0, -3.0, 0.0, 0.1, 0.2, 3.0, 4.0, 5.0])
+    errors = np.array([0.14, -0.14])
+    each = [Decisions(margins, np.array([at])).expected_flips(errors) for at in (-2.0, 0.15)]
+    assert each == [0.0, 2 / 16]
+    assert Decisions(margins, np.array([-2.0, 0.15])).expected_flips(errors) == max(each)
+
+
+def test_thresholds_of_scores_stand_where_the_margins_are() -> None:
+    logits = np.array([[1.0, 2.0], [0.0, 0.0], [3.0, -1.0]])
+    found = Decisions.by(logits, [0.5, 0.6, 1.0], temperature=2.0)
+    assert found.margins.tolist() == [1.0, 0.0, -4.0]
+    scores = p_fake(logits, 2.0)
+    for margin, score in zip(found.margins, scores, strict=True):
+        assert [margin >= at for at in found.thresholds] == [score >= at for at in (0.5, 0.6, 1.0)]
