@@ -154,7 +154,7 @@ def difference(
         max_abs=float(gap.max()),
         mean_abs=float(gap.mean()),
         p99_abs=float(np.quantile(gap, 0.99)),
-        max_scaled=float((beyond / _scale(ref)).max()),
+        max_scaled=float((beyond / scale_of(ref)).max()),
         max_rel=float(relative.max()),
         mean_rel=float(relative.mean()),
         p99_rel=float(np.quantile(relative, 0.99)),
@@ -178,8 +178,8 @@ def _cosine(first: Floats, second: Floats) -> float:
     return float((first * second).sum() / length) if length else 1.0
 
 
-def _scale(logits: Floats) -> Floats:
-    """By what a bound for logits is multiplied, [N, 1]."""
+def scale_of(logits: Floats) -> Floats:
+    """By what a bound for logits [N, 2] is multiplied, [N, 1]; see `LARGE`."""
     return np.asarray(np.maximum(1, np.abs(logits).max(axis=1, keepdims=True) / LARGE))
 
 
@@ -200,7 +200,7 @@ def beyond_bounds(
 ) -> NDArray[np.bool_]:
     """Which crops do not hold bounds for logits and evidence by themselves, [N]; finite answers."""
     gaps = crop_gaps(reference, other)
-    beyond = gaps.logits > max_abs_logit * _scale(reference.logits.astype(np.float64))[:, 0]
+    beyond = gaps.logits > max_abs_logit * scale_of(reference.logits.astype(np.float64))[:, 0]
     if reference.evidence is not None:
         beyond |= gaps.evidence > max_evidence_share * max(float(np.abs(reference.evidence).max()), SMALLEST)
     return np.asarray(beyond)

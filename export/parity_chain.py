@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from export.differences import (
     drawn_flips,
     face_flips,
     labelled_deltas,
+    scale_of,
 )
 from export.parity_gate import GATES, broken_bounds
 from export.parity_inputs import ParityInputs
@@ -248,30 +249,38 @@ def measure_repeat(
     """
     largest = min(max_batch or LARGEST_BATCH, len(crops))
     sizes = [min(size, largest) for size in (1, 2, 7, largest, 5)]
-    logit, p = 0.0, 0.0
-    for size in sizes:
-        change = _change(expected.logits[:size], runtime.run(crops[:size]).logits, temperature)
-        logit, p = max(logit, change[0]), max(p, change[1])
+    changes = [
+        _change(expected.logits[:size], runtime.run(crops[:size]).logits, temperature) for size in sizes
+    ]
     again = [runtime.run(crops[: sizes[2]]).logits for _ in range(2)]
     rerun = _change(again[0], again[1], temperature)
     return Repeat(
         batches=tuple(sizes),
-        max_abs_logit=logit,
-        max_abs_p=p,
-        rerun_max_abs_logit=rerun[0],
-        rerun_max_abs_p=rerun[1],
+        max_abs_logit=max(change.logit for change in changes),
+        max_scaled_logit=max(change.scaled for change in changes),
+        max_abs_p=max(change.p for change in changes),
+        rerun_max_abs_logit=rerun.logit,
+        rerun_max_abs_p=rerun.p,
     )
 
 
-def _change(
-    first: NDArray[np.floating], second: NDArray[np.floating], temperature: float
-) -> tuple[float, float]:
-    """Largest change of a logit and of p_fake over the rows where both are finite."""
+class _Change(NamedTuple):
+    """Largest change of a logit, of one on the scale of bounds, and of p_fake."""
+
+    logit: float
+    scaled: float
+    p: float
+
+
+def _change(first: NDArray[np.floating], second: NDArray[np.floating], temperature: float) -> _Change:
+    """Over the rows where both are finite."""
     fine = np.isfinite(first).all(axis=1) & np.isfinite(second).all(axis=1)
     if not fine.any():
-        return 0.0, 0.0
+        return _Change(0.0, 0.0, 0.0)
     scores = [p_fake(logits[fine], temperature) for logits in (first, second)]
-    return float(np.abs(first[fine] - second[fine]).max()), float(np.abs(scores[0] - scores[1]).max())
+    gap = np.abs(first[fine].astype(np.float64) - second[fine])
+    scaled = gap / scale_of(first[fine].astype(np.float64))
+    return _Change(float(gap.max()), float(scaled.max()), float(np.abs(scores[0] - scores[1]).max()))
 
 
 def pick(answer: Answer, places: Sequence[int] | Places | slice) -> Answer:

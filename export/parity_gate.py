@@ -26,7 +26,7 @@ class Gate:
         flip_share: Share of the faces whose decision may change at any one operating point.
         max_auc_change: Of frame AUC on the faces, either way.
         min_sqnr_db: Of the logits of the faces.
-        max_repeat_logit: Change of a logit with the batch it is in.
+        max_repeat_logit: Change of a logit with the batch it is in; relative for logits above `differences.LARGE`.
         max_repeat_p: Change of p_fake with the batch it is in.
         max_rerun_p: Change of p_fake from one run to the next.
         needs_faces: Whether drawn images alone cannot prove it.
@@ -126,7 +126,7 @@ def _decisions(link: LinkReport, gate: Gate) -> Iterator[str]:
 
 
 def _repeats(link: LinkReport, gate: Gate) -> Iterator[str]:
-    yield from _above("change of a logit with its batch", link.repeat.max_abs_logit, gate.max_repeat_logit)
+    yield from _above("change of a logit with its batch", link.repeat.max_scaled_logit, gate.max_repeat_logit)
     yield from _above("change of p with its batch", link.repeat.max_abs_p, gate.max_repeat_p)
     yield from _above("change of p from run to run", link.repeat.rerun_max_abs_p, gate.max_rerun_p)
 

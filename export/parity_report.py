@@ -28,11 +28,13 @@ class Repeat(_Model):
     Attributes:
         batches: Batch sizes in the order they were run.
         max_abs_logit, max_abs_p: Largest change of a crop's answer with the batch it is in.
+        max_scaled_logit: As `max_abs_logit`, divided by max(1, the crop's largest logit / `differences.LARGE`).
         rerun_max_abs_logit, rerun_max_abs_p: Largest change when the same batch is run again.
     """
 
     batches: tuple[int, ...]
     max_abs_logit: float
+    max_scaled_logit: float
     max_abs_p: float
     rerun_max_abs_logit: float
     rerun_max_abs_p: float

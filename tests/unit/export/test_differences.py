@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from export.differences import difference, drawn_flips, flips, labelled_deltas
+from export.parity_chain import measure_repeat
 from export.parity_gate import GATES, broken_bounds
 from export.parity_inputs import build_inputs, digest, drawn_crops
 from export.parity_report import LinkReport, Repeat
@@ -18,7 +19,12 @@ from tests.unit.export.test_score_calibration import crops, drawn
 
 POINT = OperatingPoint(name="eer", level="frame", threshold=0.5, fpr=0.1, tpr=0.9)
 STEADY = Repeat(
-    batches=(1, 2), max_abs_logit=0.0, max_abs_p=0.0, rerun_max_abs_logit=0.0, rerun_max_abs_p=0.0
+    batches=(1, 2),
+    max_abs_logit=0.0,
+    max_scaled_logit=0.0,
+    max_abs_p=0.0,
+    rerun_max_abs_logit=0.0,
+    rerun_max_abs_p=0.0,
 )
 
 
@@ -169,6 +175,31 @@ def test_auc_may_not_move_either_way() -> None:
 def test_answers_that_depend_on_the_batch_or_the_run_are_refused(precision: Precision, field: str) -> None:
     shaky = STEADY.model_copy(update={field: 0.02})
     assert len(broken_bounds(link(precision, 0.0, repeat=shaky))) == 1
+
+
+class BatchDependent:
+    """Answers that move by a fixed share with the size of the batch, as sums in another order do."""
+
+    label = "made up"
+
+    def __init__(self, logit: float, share: float) -> None:
+        self._logit, self._share = logit, share
+
+    def run(self, crops: NDArray[np.uint8]) -> Answer:
+        fake = self._logit * (1 + self._share * (len(crops) % 2))
+        return answer([[0.0, fake]] * len(crops))
+
+
+@pytest.mark.parametrize(("logit", "broken"), [(1877.0, ()), (2.0, ("change of a logit with its batch",))])
+def test_a_change_with_the_batch_counts_as_much_as_any_other(logit: float, broken: tuple[str, ...]) -> None:
+    """Between float32 numbers of two thousand lie 1e-4; a drawn image drove a teacher there."""
+    share = 2.4e-4 / logit
+    runtime, crops = BatchDependent(logit, share), np.zeros((8, 1), np.uint8)
+    found = measure_repeat(runtime, crops, runtime.run(crops), 1.0)
+    assert found.max_abs_logit == pytest.approx(2.4e-4, rel=0.05)
+    said = broken_bounds(link("fp32", 0.0, repeat=found))
+    assert len(said) == len(broken)
+    assert all(text.startswith(start) for text, start in zip(said, broken, strict=True))
 
 
 def test_every_precision_of_a_manifest_has_a_gate() -> None:
