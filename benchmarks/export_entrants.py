@@ -18,7 +18,8 @@ from benchmarks.making import ANYTHING, noise, random_detector
 from export.exporter import ExportSettings, export_bundle
 from export.formats import parse_formats
 from export.graph import ExportGraph
-from export.int8 import Int8Result, calibrate, quantise_onnx
+from export.int8 import Int8Result, quantise_onnx
+from export.int8_calibration import calibrate
 from export.onnx_graph import CPU_OPSET, GPU_OPSET, build_onnx, seal, trace, write_onnx
 from export.openvino_formats import quantise_openvino, write_openvino
 from export.parity_report import ArtefactVerdict, ParityReport, read_parity
@@ -166,7 +167,7 @@ def _racing(
 
 def _described(made: Int8Result) -> dict[str, Any]:
     return {
-        "layers": f"{made.quantised} layers in int8; in float: {', '.join(made.kept_float)}",
+        "layers": made.notes[1],
         "ranges": made.method,
         **asdict(made.agreement),
     }

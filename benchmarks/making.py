@@ -154,7 +154,7 @@ def _onnx(making: Making) -> Path:
 
 
 def _calibration(making: Making) -> Any:
-    from export.int8 import calibrate
+    from export.int8_calibration import calibrate
 
     if not making.calibrated:
         crops = making.crops

@@ -17,7 +17,7 @@ from training.networks import Detector
 
 if TYPE_CHECKING:
     from export.agreement import Decisions, Gate
-    from export.int8 import Calibration
+    from export.int8_calibration import Calibration
     from export.tensorrt_engine import BuiltEngine
     from pipeline.tensorrt_library import LibraryName
 
@@ -73,7 +73,7 @@ class Ingredients:
     @cached_property
     def calibration(self) -> Calibration:
         """What all int8 formats for CPUs are made from; the `onnx` format is built by then."""
-        from export.int8 import calibrate
+        from export.int8_calibration import calibrate
 
         source, ranges = self.built["onnx"].files[0], self.ranges
         return calibrate(source, ranges.crops, ranges.labels, decisions=self.decisions, threads=self.threads)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -16,18 +16,16 @@ from numpy.typing import NDArray
 from export.activation_ranges import (
     METHODS,
     Method,
-    Observed,
     Range,
     choose_ranges,
     cut_before_silu,
-    observe,
 )
-from export.agreement import Agreement, Decisions, Gate, Labels, Logits, compare
-from export.intermediates import check_calibration, logits_of, read_graph, square_of
-from export.qdq import Form, Quantisable, examine, has_byte_dot_products, prepare, quantise
+from export.agreement import Agreement, Gate, Labels, Logits, compare
+from export.int8_calibration import Calibration
+from export.intermediates import logits_of
+from export.qdq import Form, quantise
 from export.sensitivity import NOISE_CROPS, choose_tellers, in_company, leave_in_float, noise_of_each
 from export.speed_gate import speedup
-from pipeline.errors import InputError
 from pipeline.runtime import Crops
 from pipeline.runtime_onnx import OnnxRuntime
 from pipeline.storage import write_whole
@@ -39,7 +37,6 @@ METHOD_CROPS: Final = 32
 """Held-out crops that ways to find ranges are compared on, by SQNR, which takes few to tell apart."""
 SEARCH_CROPS: Final = 160
 """Held-out crops that candidates are compared on; the result is measured on all of them."""
-_HELD_OUT_EVERY = 3
 _MARGIN_DB = 1.0
 _LEAST_STEP_DB, _LARGEST_STEP_DB = 1.5, 8.0
 """By which the noise allowed falls from one attempt to the next; the least doubles each time."""
@@ -54,6 +51,7 @@ class Int8Result:
         method: How its ranges were found, and by which quantiser.
         kept_float: Convolutions and products left in float; the head is always among them.
         quantised: Number of those in int8.
+        work: Their share of what all of them cost in float; see `qdq.Quantisable.costs`.
         agreement: With the fp32 graph, on held-out crops.
         tried: Agreement of every candidate, by what it was.
         speedup: Time of fp32 over int8 at batch 1, in the same runtime.
@@ -65,6 +63,7 @@ class Int8Result:
     method: str
     kept_float: tuple[str, ...]
     quantised: int
+    work: float
     agreement: Agreement
     tried: dict[str, Agreement]
     speedup: float
@@ -77,101 +76,11 @@ class Int8Result:
         bits = "7-bit weights, for this processor has no VNNI" if self.reduced_range else "8-bit weights"
         return (
             f"uint8 activations, {bits}, per output channel; ranges by {self.method}",
-            f"{self.quantised} layers in int8; in float: {', '.join(self.kept_float) or 'none'}",
+            f"{self.quantised} layers in int8, {self.work:.0%} of the work; "
+            f"in float: {', '.join(self.kept_float) or 'none'}",
             f"against fp32 on held-out crops: {self.agreement}; {self.speedup:.2f}x its speed at batch 1",
             *(f"tried {name}: {found}" for name, found in self.tried.items()),
         )
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Everything that int8 graphs of one network are made from; taken once, used for every runtime.
-
-    Attributes:
-        source: The fp32 file.
-        full: Its graph.
-        prepared: The same, in the form that is quantised.
-        parts: What of it can be quantised.
-        observed: Values of its activations.
-        ranging: Crops they were seen on.
-        held, labels: Other crops, to compare on.
-        logits: The fp32 graph's on those.
-        threads: Of the runtimes.
-        reduce_range: 7-bit weights.
-        decisions: What errors may change; None for the fp32 graph's own on the held-out crops.
-        noise: By runtime and method, what each layer alone does to the logits, as far as it was asked for.
-        ranges: By method, the range of every activation, as far as it was asked for.
-        best: Of several methods for a runtime, the best one.
-        answers: Logits of a candidate, by its runtime, method, layers in int8 and number of crops.
-    """
-
-    source: Path
-    full: onnx.ModelProto
-    prepared: onnx.ModelProto
-    parts: Quantisable
-    observed: Mapping[str, Observed]
-    ranging: Crops
-    held: Crops
-    labels: Labels
-    logits: Logits
-    threads: int | None
-    reduce_range: bool
-    decisions: Decisions | None = None
-    noise: dict[tuple[Form, Method], dict[str, float]] = field(default_factory=dict)
-    ranges: dict[Method, dict[str, Range]] = field(default_factory=dict)
-    best: dict[tuple[Form, tuple[Method, ...]], Method] = field(default_factory=dict)
-    answers: dict[tuple[str, Method, frozenset[str], int], Logits] = field(default_factory=dict)
-
-    @property
-    def faces(self) -> int:
-        """Decisions that a gate counts on."""
-        return len(self.labels) if self.decisions is None else len(self.decisions.margins)
-
-
-def calibrate(
-    source: Path,
-    crops: Crops,
-    labels: Labels,
-    *,
-    held_out: tuple[Crops, Labels] | None = None,
-    decisions: Decisions | None = None,
-    threads: int | None = None,
-    reduce_range: bool | None = None,
-) -> Calibration:
-    """Run an fp32 graph of ours on calibration crops and keep what quantising needs.
-
-    Args:
-        source: ONNX file, opset 18 to 20, `crops` -> `logits` [, `evidence`].
-        crops: uint8 [N, H, W, 3], real and fake; 300 or more are advised.
-        labels: int [N], 0 real, 1 fake.
-        held_out: Crops and labels to compare candidates on; None takes a third of `crops`.
-        decisions: What errors may change; None for what the fp32 graph decides on held-out crops.
-        threads: Of the runtime; None for all cores.
-        reduce_range: 7-bit weights; None decides by this processor.
-
-    Raises:
-        InputError: No graph of ours, nothing to quantise, an empty or one-class set, or crops of another size.
-    """
-    full = read_graph(source)
-    ranging, held, truth = _split(crops, labels, held_out, square_of(full, source))
-    prepared = prepare(source)
-    parts = examine(prepared.graph)
-    if not parts.products:
-        raise InputError(f"{source} has no convolution or matrix product that could be quantised.")
-    return Calibration(
-        source=source,
-        full=full,
-        prepared=prepared,
-        parts=parts,
-        observed=observe(prepared, parts.tensors, ranging, threads=threads),
-        ranging=ranging,
-        held=held,
-        labels=truth,
-        logits=logits_of(full, held, threads=threads),
-        threads=threads,
-        reduce_range=not has_byte_dot_products() if reduce_range is None else reduce_range,
-        decisions=decisions,
-    )
 
 
 def quantise_onnx(
@@ -214,6 +123,7 @@ class Search:
         form: For which runtime.
         answer: Gives a graph's logits for crops, in that runtime.
         arithmetic: Of what stays in float, where the runtime has several.
+        tried: Of a search before, to be added to.
 
     Attributes:
         tried: Agreement of every candidate so far.
@@ -225,10 +135,11 @@ class Search:
         form: Form,
         answer: Callable[[onnx.ModelProto, Crops], Logits],
         arithmetic: str = "",
+        tried: dict[str, Agreement] | None = None,
     ) -> None:
         self.calibration, self.form, self._answer = calibration, form, answer
-        self._name = f"{form} {arithmetic}".strip()
-        self.tried: dict[str, Agreement] = {}
+        self._arithmetic = f", {arithmetic}" if arithmetic else ""
+        self.tried = {} if tried is None else tried
         self._everywhere = np.arange(len(calibration.labels))
         few = len(self._everywhere) <= SEARCH_CROPS
         self._places = self._everywhere if few else _thin(calibration.labels, SEARCH_CROPS)
@@ -274,7 +185,7 @@ class Search:
         found = self.judge(candidate, self._places)
         if not gate.failures(found) and found.crops < len(self._everywhere):
             found = self.judge(candidate, self._everywhere)
-        self.tried[f"{method}, {len(kept)} of {len(products)} in float"] = found
+        self.tried[f"{method}, {len(kept)} of {len(products)} in float{self._arithmetic}"] = found
         return candidate, found
 
     def noise(self, method: Method) -> dict[str, float]:
@@ -328,7 +239,7 @@ class Search:
     def _ask(self, candidate: Candidate, places: Places) -> Logits:
         """Its logits; a search that is made anew for less noise asks for the same ones."""
         known = self.calibration.answers
-        key = self._name, candidate.method, frozenset(candidate.products), len(places)
+        key = self.form + self._arithmetic, candidate.method, frozenset(candidate.products), len(places)
         if key not in known:
             known[key] = self._answer(candidate.model, self.calibration.held[places])
         return known[key]
@@ -349,29 +260,13 @@ class Search:
             method=method,
             kept_float=(*kept, *parts.head),
             quantised=len(chosen.products),
+            work=sum(parts.costs[name] for name in chosen.products) / sum(parts.costs.values()),
             agreement=agreement,
             tried=self.tried,
             speedup=ratio,
             reduced_range=self.calibration.reduce_range,
             reasons=(*gate.failures(agreement), *slow),
         )
-
-
-def _split(
-    crops: Crops, labels: Labels, held_out: tuple[Crops, Labels] | None, side: int
-) -> tuple[Crops, Crops, Labels]:
-    """Crops for ranges, and crops with labels to compare on."""
-    truth = np.asarray(labels)
-    check_calibration(crops, truth, side)
-    if held_out is not None:
-        check_calibration(held_out[0], np.asarray(held_out[1]), side)
-        return crops, held_out[0], np.asarray(held_out[1])
-    held = np.zeros(len(crops), bool)
-    for label in (0, 1):
-        held[np.flatnonzero(truth == label)[::_HELD_OUT_EVERY]] = True
-    if held.all():
-        raise InputError(f"{len(crops)} calibration crops are too few to hold any out; give 300 or more.")
-    return crops[~held], crops[held], truth[held]
 
 
 def _thin(labels: Labels, most: int) -> Places:

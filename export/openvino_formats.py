@@ -20,7 +20,8 @@ import onnx
 
 from export.activation_ranges import METHODS, Method
 from export.agreement import Agreement, Gate, Logits, compare
-from export.int8 import GATE, Calibration, Int8Result, Search
+from export.int8 import GATE, Int8Result, Search
+from export.int8_calibration import Calibration
 from export.intermediates import read_graph, square_of
 from export.speed_gate import speedup
 from pipeline.errors import InputError
@@ -79,7 +80,7 @@ def quantise_openvino(
     hold the gate loses; then what is more than 5 % faster wins; then what agrees better.
 
     Args:
-        calibration: From `export.int8.calibrate`.
+        calibration: From `export.int8_calibration.calibrate`.
         out: The .xml to write; the .bin lies beside it under the same name.
         methods: Ways to find ranges for the QDQ graph.
         presets: NNCF's: "mixed" has asymmetric activations, "performance" symmetric ones. None leaves NNCF out.
@@ -91,9 +92,10 @@ def quantise_openvino(
     Raises:
         InputError: NNCF or OpenVINO is not installed.
     """
+    tried: dict[str, Agreement] = {}
     for floats in FLOATS if has_bfloat16() else FLOATS[-1:]:
         answer = partial(_answer, threads=calibration.threads, floats=floats)
-        search = Search(calibration, "openvino", answer, floats)
+        search = Search(calibration, "openvino", answer, floats, tried)
         method = search.best_method(methods)
         chosen, agreement = search.fit_gate(method, gate.with_margin(calibration.faces))
         if not gate.failures(agreement):

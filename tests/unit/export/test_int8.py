@@ -25,7 +25,8 @@ from export.activation_ranges import (
 from export.agreement import Agreement, Decisions, Gate, Logits, compare
 from export.build import Built, Ingredients, build
 from export.formats import FORMATS
-from export.int8 import Calibration, Candidate, Search, calibrate, quantise_onnx
+from export.int8 import Candidate, Search, quantise_onnx
+from export.int8_calibration import Calibration, calibrate
 from export.intermediates import logits_of, tensor_values
 from export.onnx_graph import write_onnx
 from export.qdq import examine

@@ -12,7 +12,8 @@ import pytest
 
 from export.agreement import Agreement, Gate
 from export.drift import sqnr_db
-from export.int8 import Calibration, Search, calibrate
+from export.int8 import Search
+from export.int8_calibration import Calibration, calibrate
 from export.intermediates import logits_of
 from export.onnx_graph import write_onnx
 from export.openvino_formats import Rival, _nncf, choose, quantise_openvino, write_openvino

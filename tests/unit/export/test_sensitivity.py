@@ -10,7 +10,8 @@ import pytest
 
 from export.agreement import Decisions
 from export.drift import sqnr_db
-from export.int8 import Calibration, Search, calibrate
+from export.int8 import Search
+from export.int8_calibration import Calibration, calibrate
 from export.intermediates import logits_of
 from export.sensitivity import choose_tellers, noise_of_each
 from pipeline.scoring import p_fake
