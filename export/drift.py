@@ -140,15 +140,34 @@ def first_drifted(layers: Iterable[LayerDrift], below_db: float = BROKEN_DB) -> 
 
 
 def shared_tensors(reference: onnx.ModelProto, changed: onnx.ModelProto) -> list[str]:
-    """Float tensors that a node of either graph computes under the same name, in the reference's order."""
+    """Float tensors that a node of either graph computes under the same name, in the reference's order.
+
+    Of another form of the network, such as timm's own beside that of `export.mobilevit`, tensors of the same name may
+    lie in memory in another order: those whose shapes are known to differ are left out.
+    """
     there = {output for node in changed.graph.node for output in node.output}
-    floats = _float_tensors(reference) & _float_tensors(changed, strict=False)
+    models = [onnx.shape_inference.infer_shapes(model) for model in (reference, changed)]
+    floats = _float_tensors(models[0]) & _float_tensors(models[1], strict=False)
+    shapes, others = (_shapes(model) for model in models)
     ordered = [output for node in reference.graph.node for output in node.output]
-    return [name for name in ordered if name in there and name in floats]
+    return [
+        name
+        for name in ordered
+        if name in there and name in floats and shapes.get(name) == others.get(name, shapes.get(name))
+    ]
 
 
-def _float_tensors(model: onnx.ModelProto, *, strict: bool = True) -> set[str]:
-    inferred = onnx.shape_inference.infer_shapes(model)
+def _shapes(inferred: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Of the values whose shapes are known but for the batch, which counts as 0."""
+    found = {}
+    for value in (*inferred.graph.value_info, *inferred.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if dims and all(dim.HasField("dim_value") for dim in dims[1:]):
+            found[value.name] = (0, *(dim.dim_value for dim in dims[1:]))
+    return found
+
+
+def _float_tensors(inferred: onnx.ModelProto, *, strict: bool = True) -> set[str]:
     known = {
         value.name: value.type.tensor_type.elem_type
         for value in (*inferred.graph.value_info, *inferred.graph.output)
@@ -156,7 +175,7 @@ def _float_tensors(model: onnx.ModelProto, *, strict: bool = True) -> set[str]:
     kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
     if strict:
         return {name for name, kind in known.items() if kind in kinds}
-    computed = {output for node in model.graph.node for output in node.output}
+    computed = {output for node in inferred.graph.node for output in node.output}
     return {name for name in computed if known.get(name, onnx.TensorProto.FLOAT) in kinds}
 
 

@@ -12,6 +12,7 @@ import torch
 from timm.models.mobilevit import LinearSelfAttention
 from torch import Tensor, nn
 
+from export.batch_norms import fold_batch_norms
 from export.graph import copy_to_export
 from training.networks import Detector
 
@@ -19,8 +20,8 @@ from training.networks import Detector
 class HalfGraph(nn.Module):
     """A copy of a detector with the backbone in float16; the program's own casts say where float32 begins.
 
-    It answers as `export.graph.ExportGraph` does, and is timm's network layer by layer: a compiler for GPUs fuses by
-    itself, and a sum of products in another order would need its own proof in float16.
+    It answers as `export.graph.ExportGraph` does, and is timm's network layer by layer, with BatchNorm folded: a
+    compiler for GPUs fuses by itself, and a sum of products in another order would need its own proof in float16.
 
     Args:
         detector: The trained network; it is left alone.
@@ -45,6 +46,7 @@ class HalfGraph(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", copied.mean)
         self.register_buffer("std", copied.std)
+        fold_batch_norms(self.backbone, self.image_size)
         _halve(self.backbone)
 
     def forward(self, crops: Tensor) -> tuple[Tensor, ...]:
