@@ -29,9 +29,8 @@ from pipeline.manifest import Precision, ScoreCalibration
 from pipeline.runtime import Answer, Crops
 from pipeline.scoring import p_fake
 
-BATCH = 16
 LARGEST_BATCH = 32
-"""The gate's `max` batch for a runtime that takes any."""
+"""The gate's `max` batch for a runtime that takes any; in it all crops are shown first."""
 PYTORCH = "torch fp32"
 Places = NDArray[np.int64]
 
@@ -111,7 +110,7 @@ class ParityChain:
         """
         start = time.perf_counter()
         places = np.arange(len(self.inputs)) if faces is None else self.inputs.thinned(faces)
-        answer = run_in_batches(runtime, self.inputs.crops[places], min(BATCH, max_batch or BATCH))
+        answer = run_in_batches(runtime, self.inputs.crops[places], max_batch or LARGEST_BATCH)
         self.answers[name] = Answered(places, answer)
         repeat = measure_repeat(
             runtime, self.inputs.crops[places], answer, self.calibration.temperature, max_batch
@@ -221,7 +220,7 @@ class ParityChain:
         )
 
 
-def run_in_batches(runtime: Runs, crops: Crops, batch: int = BATCH) -> Answer:
+def run_in_batches(runtime: Runs, crops: Crops, batch: int = LARGEST_BATCH) -> Answer:
     """Answers for crops [N, ...], a batch at a time; the last may be smaller."""
     return joined([runtime.run(crops[start : start + batch]) for start in range(0, len(crops), batch)])
 
@@ -238,24 +237,25 @@ def joined(answers: Sequence[Answer]) -> Answer:
 def measure_repeat(
     runtime: Runs, crops: Crops, expected: Answer, temperature: float, max_batch: int | None = None
 ) -> Repeat:
-    """Ask for the same crops in batches of 1, 2, 7, the largest, and an odd one after it; then once more.
+    """Ask for the first crops again in batches of 1, 2, 7 twice and 5: even after odd and odd after even.
 
     Args:
         runtime: Open.
         crops: uint8 [N, ...].
-        expected: What it said of them before.
+        expected: What it said of them before, in batches of the largest size.
         temperature: Of the scores.
-        max_batch: Largest batch it takes; None for any.
+        max_batch: That size, where it takes no more; None for any.
     """
     largest = min(max_batch or LARGEST_BATCH, len(crops))
-    sizes = [min(size, largest) for size in (1, 2, 7, largest, 5)]
+    sizes = [min(size, largest) for size in (1, 2, 7, 5)]
+    said = [runtime.run(crops[:size]).logits for size in (*sizes[:3], *sizes[2:])]
+    again = said.pop(3)
     changes = [
-        _change(expected.logits[:size], runtime.run(crops[:size]).logits, temperature) for size in sizes
+        _change(expected.logits[:size], logits, temperature) for size, logits in zip(sizes, said, strict=True)
     ]
-    again = [runtime.run(crops[: sizes[2]]).logits for _ in range(2)]
-    rerun = _change(again[0], again[1], temperature)
+    rerun = _change(said[2], again, temperature)
     return Repeat(
-        batches=tuple(sizes),
+        batches=(largest, *sizes),
         max_abs_logit=max(change.logit for change in changes),
         max_scaled_logit=max(change.scaled for change in changes),
         max_abs_p=max(change.p for change in changes),
@@ -273,14 +273,18 @@ class _Change(NamedTuple):
 
 
 def _change(first: NDArray[np.floating], second: NDArray[np.floating], temperature: float) -> _Change:
-    """Over the rows where both are finite."""
-    fine = np.isfinite(first).all(axis=1) & np.isfinite(second).all(axis=1)
-    if not fine.any():
-        return _Change(0.0, 0.0, 0.0)
-    scores = [p_fake(logits[fine], temperature) for logits in (first, second)]
+    """Over the rows where both are finite; where only one is, p has changed by all it can."""
+    finite = [np.isfinite(logits).all(axis=1) for logits in (first, second)]
+    fine = finite[0] & finite[1]
     gap = np.abs(first[fine].astype(np.float64) - second[fine])
     scaled = gap / scale_of(first[fine].astype(np.float64))
-    return _Change(float(gap.max()), float(scaled.max()), float(np.abs(scores[0] - scores[1]).max()))
+    scores = [p_fake(logits[fine], temperature) for logits in (first, second)]
+    moved = np.abs(scores[0] - scores[1]).max(initial=0.0)
+    return _Change(
+        float(gap.max(initial=0.0)),
+        float(scaled.max(initial=0.0)),
+        1.0 if (finite[0] != finite[1]).any() else float(moved),
+    )
 
 
 def pick(answer: Answer, places: Sequence[int] | Places | slice) -> Answer:

@@ -10,7 +10,7 @@ from export.parity_chain import Runs
 from pipeline.runtime import Crops
 
 _FEWEST, _MOST = 10, 60
-_SECONDS = 4.0
+_SECONDS = 2.0
 
 
 def speedup(full: Runs, reduced: Runs, crops: Crops) -> float:

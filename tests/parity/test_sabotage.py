@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from export.labelled_crops import gather
 from export.onnx_graph import write_onnx
-from export.parity_chain import PYTORCH, ParityChain, run_in_batches
+from export.parity_chain import LARGEST_BATCH, PYTORCH, ParityChain, run_in_batches
 from export.parity_gate import noise_to_lose
 from export.parity_inputs import build_inputs
 from export.parity_page import rejection_page
@@ -189,8 +189,15 @@ def _leaks_between_crops(answer: Answer, crops: Crops) -> Answer:
 
 def _nan_in_large_batches(answer: Answer, crops: Crops) -> Answer:
     logits = answer.logits.copy()
-    if len(crops) == 16:
+    if len(crops) == LARGEST_BATCH:
         logits[3, 1] = np.nan
+    return Answer(logits, answer.evidence)
+
+
+def _nan_alone(answer: Answer, crops: Crops) -> Answer:
+    logits = answer.logits.copy()
+    if len(crops) == 1:
+        logits[0, 1] = np.nan
     return Answer(logits, answer.evidence)
 
 
@@ -215,6 +222,7 @@ class _Drifts:
     [
         (_leaks_between_crops, "change of a logit with its batch"),
         (_nan_in_large_batches, "crops get NaN or infinite logits"),
+        (_nan_alone, "change of p with its batch 1 is above"),
         (_evidence_upside_down, "max |Δevidence|"),
         (_Drifts(), "from run to run"),
     ],
