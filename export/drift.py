@@ -143,7 +143,8 @@ def shared_tensors(reference: onnx.ModelProto, changed: onnx.ModelProto) -> list
     """Float tensors that a node of either graph computes under the same name, in the reference's order.
 
     Of another form of the network, such as timm's own beside that of `export.mobilevit`, tensors of the same name may
-    lie in memory in another order: those whose shapes are known to differ are left out.
+    hold the same cells in another order: those whose shapes are known to differ are left out (of a map of four by four
+    cells they do not).
     """
     there = {output for node in changed.graph.node for output in node.output}
     models = [onnx.shape_inference.infer_shapes(model) for model in (reference, changed)]

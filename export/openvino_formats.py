@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import onnx
 
 from export.activation_ranges import METHODS, Method
 from export.agreement import Agreement, Gate, Logits, compare
-from export.int8 import GATE, Int8Result, Search
+from export.int8 import GATE, Candidate, Int8Result, Search
 from export.int8_calibration import Calibration
 from export.intermediates import read_graph, square_of
 from export.speed_gate import speedup
@@ -73,7 +73,8 @@ def quantise_openvino(
     """Quantise for OpenVINO and write the model; worth it or not.
 
     What stays in float is computed in bfloat16 on processors that have it (1.73 times as fast on a mobilevitv2_200 with
-    next to nothing in int8, see benchmarks/results/export.json), and in float32 where bfloat16 does not hold the gate.
+    next to nothing in int8, see benchmarks/results/export-unsure.json), and in float32 where bfloat16 does not hold the
+    gate, or where all layers are in int8: it has nothing to win then, and float32 is the same on every processor.
 
     Our QDQ graph comes first. Where it had to leave layers in float, NNCF gets its chance, with those layers left in
     float too; where it had not, NNCF has nothing to win (measured: equally fast, and 3 to 6 dB noisier). What does not
@@ -92,14 +93,7 @@ def quantise_openvino(
     Raises:
         InputError: NNCF or OpenVINO is not installed.
     """
-    tried: dict[str, Agreement] = {}
-    for floats in FLOATS if has_bfloat16() else FLOATS[-1:]:
-        answer = partial(_answer, threads=calibration.threads, floats=floats)
-        search = Search(calibration, "openvino", answer, floats, tried)
-        method = search.best_method(methods)
-        chosen, agreement = search.fit_gate(method, gate.with_margin(calibration.faces))
-        if not gate.failures(agreement):
-            break
+    search, floats, method, chosen, agreement = _choose_arithmetic(calibration, methods, gate)
     kept = set(calibration.parts.products) - set(chosen.products)
     models = {f"{method}, QDQ": _read(chosen.model.SerializeToString(deterministic=True))}
     # With next to nothing in int8 there is nothing to do better.
@@ -111,14 +105,52 @@ def quantise_openvino(
         rivals = []
         for index, (name, model) in enumerate(models.items()):
             saved, _ = _save(model, Path(folder) / f"{index}.xml", floats)
-            found = agreement if index == 0 else None
-            rivals.append(_measure(calibration, full, f"{name}, {_IN_FLOAT[floats]}", saved, found))
+            known = agreement if index == 0 else None
+            rivals.append(_measure(calibration, full, f"{name}, {_IN_FLOAT[floats]}", saved, known))
     for rival in rivals:
         search.tried[f"{rival.name} in OpenVINO"] = rival.agreement
     best = rivals.index(choose(rivals, gate))
     _save(list(models.values())[best], out, floats)
     winner = rivals[best]
     return search.result(out, winner.name, chosen, winner.agreement, winner.ratio, gate)
+
+
+class _Found(NamedTuple):
+    """What a search came to."""
+
+    search: Search
+    floats: FloatPrecision
+    method: Method
+    chosen: Candidate
+    agreement: Agreement
+
+
+def _choose_arithmetic(calibration: Calibration, methods: Sequence[Method], gate: Gate) -> _Found:
+    """Search with the layers in float in bfloat16, and in float32 where that does not hold or has nothing to win."""
+    tried: dict[str, Agreement] = {}
+    plain: FloatPrecision = FLOATS[-1]
+    if not has_bfloat16():
+        return _search(calibration, methods, gate, plain, tried)
+    found = _search(calibration, methods, gate, FLOATS[0], tried)
+    everything = calibration.parts.products
+    if not gate.failures(found.agreement) and found.chosen.products != everything:
+        return found
+    exact = _search(calibration, methods, gate, plain, tried)
+    worse = gate.failures(exact.agreement) or len(exact.chosen.products) < len(found.chosen.products)
+    return found if worse and not gate.failures(found.agreement) else exact
+
+
+def _search(
+    calibration: Calibration,
+    methods: Sequence[Method],
+    gate: Gate,
+    floats: FloatPrecision,
+    tried: dict[str, Agreement],
+) -> _Found:
+    answer = partial(_answer, threads=calibration.threads, floats=floats)
+    search = Search(calibration, "openvino", answer, floats, tried)
+    method = search.best_method(methods)
+    return _Found(search, floats, method, *search.fit_gate(method, gate.with_margin(calibration.faces)))
 
 
 @dataclass(frozen=True, slots=True)
