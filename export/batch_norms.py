@@ -1,4 +1,4 @@
-"""Folds BatchNorm into the convolution before it, in float32: what is rounded afterwards is rounded once."""
+"""Folds a network's BatchNorms before anything is made float16: what is rounded then is rounded once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from export.convolutions import fold_batchnorm
 
 
 @torch.no_grad()
@@ -26,16 +27,8 @@ def fold_batch_norms(network: Any, side: int) -> int:
     """
     pairs = _pairs(network, side)
     for convolution, norm in pairs:
-        weight, bias = fuse_conv_bn_weights(
-            convolution.weight,
-            convolution.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.eps,
-            norm.weight,
-            norm.bias,
-        )
-        convolution.weight, convolution.bias = weight, bias
+        folded = fold_batchnorm(convolution, norm)
+        convolution.weight, convolution.bias = folded.weight, folded.bias
     rest = {norm: _what_is_left(norm) for _, norm in pairs}
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
