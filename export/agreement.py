@@ -49,7 +49,8 @@ class Decisions:
         jumps).
 
         Args:
-            errors: Of the margin, float64 [K]; they depend little on the margin itself.
+            errors: Of the margin, float64 [K]. Near a threshold they are larger than on faces the network is sure of,
+                so that of a well trained network more may flip than is expected; the gate counts.
         """
         distances = self.margins[:, None] - self.thresholds
         moved = distances[:, None] + errors[:, None]

@@ -154,7 +154,7 @@ class Search:
         places = _thin(self.calibration.labels, METHOD_CROPS)
         for method in methods:
             candidate = self.build(method, self.calibration.parts.products)
-            self.tried[method] = self._compare(self._ask(candidate, places), places)
+            self.tried[method] = self.judge(candidate, places)
         known[rivals] = max(methods, key=lambda method: self.tried[method].sqnr_db)
         return known[rivals]
 
@@ -234,7 +234,8 @@ class Search:
 
     def judge(self, candidate: Candidate, places: Places) -> Agreement:
         """Compare on the held-out crops at these places."""
-        return self._compare(self._ask(candidate, places), places)
+        calibration, logits = self.calibration, self._ask(candidate, places)
+        return compare(calibration.logits[places], logits, calibration.labels[places], calibration.decisions)
 
     def _ask(self, candidate: Candidate, places: Places) -> Logits:
         """Its logits; a search that is made anew for less noise asks for the same ones."""
@@ -243,10 +244,6 @@ class Search:
         if key not in known:
             known[key] = self._answer(candidate.model, self.calibration.held[places])
         return known[key]
-
-    def _compare(self, logits: Logits, places: Places) -> Agreement:
-        calibration = self.calibration
-        return compare(calibration.logits[places], logits, calibration.labels[places], calibration.decisions)
 
     def result(
         self, path: Path, method: str, chosen: Candidate, agreement: Agreement, ratio: float, gate: Gate

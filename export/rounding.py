@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.differences import Unsure
+from export.differences import Unsure, crop_gaps
 from export.parity_chain import pick
 from export.parity_inputs import ParityInputs
 from export.torch_runtimes import EagerRuntime, answer_all
@@ -43,9 +43,13 @@ def unsure_of(detector: Detector, crops: Crops, reference: Answer) -> Unsure:
         reference: Its answers to them.
     """
     moves = [
-        _moves(answer_all(EagerRuntime(_moved(detector, seed)), crops), reference) for seed in range(_DRAWS)
+        crop_gaps(reference, answer_all(EagerRuntime(_moved(detector, seed)), crops))
+        for seed in range(_DRAWS)
     ]
-    logits, evidence = FACTOR * np.max(moves, axis=0)
+    logits, evidence = (
+        FACTOR * np.max(gaps, axis=0)
+        for gaps in ([move.logits for move in moves], [move.evidence for move in moves])
+    )
     return Unsure(logits, evidence)
 
 
@@ -69,11 +73,3 @@ def _moved(detector: Detector, seed: int) -> Detector:
 def _either_way(values: Tensor, drawn: torch.Generator) -> Tensor:
     up = torch.rand(values.shape, generator=drawn) < 0.5
     return torch.where(up, torch.inf, -torch.inf)
-
-
-def _moves(moved: Answer, reference: Answer) -> tuple[np.ndarray, np.ndarray]:
-    """Largest change of each crop's logits and evidence, float64 [N] each."""
-    logits = np.abs(moved.logits.astype(np.float64) - reference.logits).max(axis=1)
-    if moved.evidence is None or reference.evidence is None:
-        return logits, np.zeros_like(logits)
-    return logits, np.abs(moved.evidence.astype(np.float64) - reference.evidence).max(axis=(1, 2))
