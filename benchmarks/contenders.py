@@ -78,10 +78,10 @@ def open_way(way: Way, files: Mapping[str, str], threads: int) -> Contender:
 
         return TorchNetwork(path, way, threads)
     if way.file.startswith("onnx"):
-        from pipeline.runtime_onnx import CPU, OnnxRuntime
+        from pipeline.runtime_onnx import CPU, CUDA, OnnxRuntime, Provider
 
-        providers = ("CUDAExecutionProvider",) if way.device == "cuda" else (CPU,)
-        return HostContender(OnnxRuntime(path, threads=threads, providers=providers))
+        provider: Provider = CUDA if way.device == "cuda" else CPU
+        return HostContender(OnnxRuntime(path, threads=threads, provider=provider))
     if way.file.startswith("openvino"):
         from pipeline.runtime_openvino import FloatPrecision, OpenVinoRuntime
 

@@ -87,6 +87,16 @@ class Ingredients:
         crops, _ = drawn_crops(self.detector.spec.image_size)
         return find_peak(self.detector, crops[_FEW_DRAWN]).note
 
+    @cached_property
+    def half_file(self) -> bytes:
+        """The ONNX graph in float16, which is proven once on a CPU and once on a GPU."""
+        from export.onnx_graph import CPU_OPSET
+        from export.tensorrt_formats import half_onnx
+
+        model = half_onnx(self.detector, self.metadata, opset=CPU_OPSET)
+        content: bytes = model.SerializeToString(deterministic=True)
+        return content
+
     @property
     def range_notes(self) -> tuple[str, ...]:
         """What the int8 ranges were taken from; nothing where no format needed any."""
@@ -124,12 +134,9 @@ def _onnx(item: Format, ingredients: Ingredients) -> Built:
 
 def _onnx_fp16(item: Format, ingredients: Ingredients) -> Built:
     from export.onnx_graph import CPU_OPSET
-    from export.tensorrt_formats import half_onnx
 
-    note = ingredients.half_note
-    model = half_onnx(ingredients.detector, ingredients.metadata, opset=CPU_OPSET)
-    path = ingredients.path(item)
-    write_whole(path, model.SerializeToString(deterministic=True))
+    note, path = ingredients.half_note, ingredients.path(item)
+    write_whole(path, ingredients.half_file)
     return Built((path,), notes=(f"opset {CPU_OPSET}; norms, softmax and head in fp32", note))
 
 
@@ -215,6 +222,7 @@ def _built_engine(made: BuiltEngine, notes: tuple[str, ...]) -> Built:
 _BUILDERS: dict[str, Callable[[Format, Ingredients], Built]] = {
     "onnx": _onnx,
     "onnx-fp16": _onnx_fp16,
+    "onnx-cuda": _onnx_fp16,
     "onnx-int8": _onnx_int8,
     "openvino": _openvino,
     "openvino-int8": _openvino_int8,

@@ -9,9 +9,12 @@ from rich.table import Table
 from export.formats import FORMATS, Format
 from export.machine import INT8_FLAGS, Machine, Package
 from pipeline.manifest import ArtefactName
+from pipeline.runtime import INSTALL_ONNX_CUDA
 from pipeline.tensorrt_library import RTX_TARGETS
 
 _NO_GPU = "is built and run on an NVIDIA GPU, and there is none here"
+_LIBRARIES = {"torch-tensorrt": "torch_tensorrt", "onnxruntime-cuda": "onnxruntime"}
+"""Where a runtime's library goes by another name."""
 _ANOTHER_MACHINE = "use a machine with an NVIDIA GPU (Dockerfile.gpu has what it needs)"
 
 
@@ -91,7 +94,7 @@ def _state(item: Format, machine: Machine) -> FormatState:
 
 def _runs(item: Format, machine: Machine, problems: list[str], fixes: list[str]) -> bool:
     """Whether a format runs; what stands against it is added to the lists."""
-    runtime = machine.package("torch_tensorrt" if item.runtime == "torch-tensorrt" else item.runtime)
+    runtime = machine.package(_LIBRARIES.get(item.runtime, item.runtime))
     good = runtime.version is not None
     if not good:
         problems.append(f"{runtime.name} {_why(runtime)}")
@@ -104,6 +107,11 @@ def _runs(item: Format, machine: Machine, problems: list[str], fixes: list[str])
         )
         fixes.append(_ANOTHER_MACHINE)
         return False
+    if item.runtime == "onnxruntime-cuda":
+        if good and "CUDA" not in runtime.devices:
+            problems.append(f"{runtime.name} {runtime.version} here is built without CUDA")
+            fixes.append(INSTALL_ONNX_CUDA)
+        return "CUDA" in runtime.devices
     bindings = machine.package("cuda.bindings")
     if bindings.version is None:
         problems.append(f"{bindings.name} {_why(bindings)}")

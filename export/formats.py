@@ -59,6 +59,10 @@ FORMATS: dict[str, Format] = {
             "ONNX with int8 convolutions (QDQ): for CPUs",
         ),
         Format(
+            "onnx-cuda", "onnxruntime-cuda", "fp16", "checkpoint", _ONNX, "export", True, True, ".onnx",
+            "onnx-fp16 in ONNX Runtime on an NVIDIA GPU: where there is no TensorRT",
+        ),
+        Format(
             "openvino", "openvino", "fp32", "onnx", (*_ONNX, "openvino"), "openvino", False, True, ".xml",
             "OpenVINO in fp32: for Intel and AMD CPUs",
         ),

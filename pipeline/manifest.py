@@ -21,6 +21,7 @@ ArtefactName = Literal[
     "onnx",
     "onnx-fp16",
     "onnx-int8",
+    "onnx-cuda",
     "openvino",
     "openvino-int8",
     "tensorrt",
@@ -29,7 +30,9 @@ ArtefactName = Literal[
     "torch-tensorrt",
 ]
 """Formats that can be exported; an artefact is called by its format."""
-RuntimeName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "torch-tensorrt"]
+RuntimeName = Literal[
+    "onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx", "torch-tensorrt"
+]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from pipeline.manifest import Artefact, Unproven
 
 Crops = NDArray[np.uint8]
 """RGB uint8 [N, H, W, 3]."""
+
+INSTALL_ONNX_CUDA: Final = "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+"""Both packages bring the module `onnxruntime`, so there can be only one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,10 @@ def open_artefact(folder: Path, artefact: Artefact | Unproven, *, threads: int |
         from pipeline.runtime_onnx import OnnxRuntime
 
         return OnnxRuntime(path, threads=threads)
+    if artefact.runtime == "onnxruntime-cuda":
+        from pipeline.runtime_onnx import CUDA, OnnxRuntime
+
+        return OnnxRuntime(path, threads=threads, provider=CUDA)
     if artefact.runtime == "openvino":
         from pipeline.runtime_openvino import OpenVinoRuntime
 

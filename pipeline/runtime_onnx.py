@@ -1,20 +1,26 @@
-"""ONNX Runtime: the runtime that every machine has."""
+"""ONNX Runtime: the runtime that every machine has, on its processor or on an NVIDIA GPU."""
 
 from __future__ import annotations
 
+import contextlib
 import queue
-from collections.abc import Sequence
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
-from pipeline.errors import InputError
-from pipeline.runtime import Answer, Crops, check_crops
+from pipeline.errors import CannotRunHereError, InputError
+from pipeline.runtime import INSTALL_ONNX_CUDA, Answer, Crops, check_crops
 
-CPU = "CPUExecutionProvider"
+Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider"]
+CPU: Final = "CPUExecutionProvider"
+CUDA: Final = "CUDAExecutionProvider"
+_ARENAS: dict[Provider, str] = {CPU: "cpu:0", CUDA: "gpu:0"}
+# With TF32 what a graph keeps in float32 (norms, softmax, head) would be rounded to 10 bits.
+_OPTIONS: dict[Provider, dict[str, str]] = {CPU: {}, CUDA: {"use_tf32": "0"}}
 _LOAD_ERRORS = (
     errors.Fail,
     errors.InvalidArgument,
@@ -32,11 +38,12 @@ class OnnxRuntime:
     Args:
         path: The graph.
         threads: Of one operator; None for one per core.
-        providers: Execution providers in order of preference. What was asked for must load: no silent CPU.
+        provider: What computes it. It must load: no silent CPU.
         optimise: Let the runtime rewrite the graph; off for the parity chain's first ONNX link.
 
     Raises:
-        InputError: The file cannot be loaded, is no graph of ours, or a provider is not to be had.
+        CannotRunHereError: The provider is not to be had here.
+        InputError: The file cannot be loaded, or is no graph of ours.
     """
 
     def __init__(
@@ -44,15 +51,11 @@ class OnnxRuntime:
         path: Path,
         *,
         threads: int | None = None,
-        providers: Sequence[str] = (CPU,),
+        provider: Provider = CPU,
         optimise: bool = True,
     ) -> None:
-        missing = set(providers) - set(onnxruntime.get_available_providers())
-        if missing:
-            raise InputError(
-                f"ONNX Runtime {onnxruntime.__version__} here has no {', '.join(sorted(missing))}; "
-                f"it has {', '.join(onnxruntime.get_available_providers())}."
-            )
+        if provider == CUDA:
+            _prepare_cuda()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
@@ -67,19 +70,24 @@ class OnnxRuntime:
         level = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=[provider], provider_options=[_OPTIONS[provider]]
+            )
         except _LOAD_ERRORS as error:
             raise InputError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
-        if self._session.get_providers()[0] != providers[0]:
-            raise InputError(
-                f"ONNX Runtime could not start {providers[0]} and fell back; check the GPU's driver."
+        if self._session.get_providers()[0] != provider:
+            raise CannotRunHereError(
+                f"ONNX Runtime {onnxruntime.__version__} could not start {provider}, and says why above. It needs an "
+                "NVIDIA driver, and CUDA and cuDNN of the versions it was built for, which this brings: "
+                f"`{INSTALL_ONNX_CUDA}`."
             )
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self._outputs = [output.name for output in outputs]
         if [i.name for i in inputs] != ["crops"] or self._outputs[:1] != ["logits"]:
             raise InputError(f"{path} is not a graph of ours: expected crops -> logits[, evidence].")
         self._size = int(inputs[0].shape[1])
-        self.label = f"onnxruntime {onnxruntime.__version__} {providers[0].removesuffix('ExecutionProvider')}"
+        self._arena = _ARENAS[provider]
+        self.label = f"onnxruntime {onnxruntime.__version__} {provider.removesuffix('ExecutionProvider')}"
 
     def run(self, crops: Crops) -> Answer:
         """Answer for crops uint8 [N, H, W, 3]; see `pipeline.runtime.Runtime`."""
@@ -90,7 +98,7 @@ class OnnxRuntime:
     def give_back(self) -> None:
         """Give back the memory that larger batches took; see `pipeline.runtime.GivesBack`."""
         options = onnxruntime.RunOptions()
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", self._arena)
         crop = np.zeros((1, self._size, self._size, 3), np.uint8)
         self._session.run(self._outputs, {"crops": crop}, options)
 
@@ -137,3 +145,19 @@ class OnnxRuntimeBeside:
         if error:
             raise errors.RuntimeException(error)
         return values
+
+
+def _prepare_cuda() -> None:
+    """Load CUDA's and cuDNN's libraries where pip has put them, for the loader does not look there.
+
+    Raises:
+        CannotRunHereError: This build of ONNX Runtime is without CUDA.
+    """
+    if CUDA not in onnxruntime.get_available_providers():
+        raise CannotRunHereError(
+            f"ONNX Runtime {onnxruntime.__version__} here is built without CUDA. On a machine with an NVIDIA GPU: "
+            f"`{INSTALL_ONNX_CUDA}`."
+        )
+    # it prints what it does not find, and what a command prints is its answer
+    with contextlib.redirect_stdout(sys.stderr):
+        onnxruntime.preload_dlls()

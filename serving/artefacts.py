@@ -13,13 +13,14 @@ _FASTEST_FIRST = (
     "tensorrt",
     "tensorrt-int8",
     "tensorrt-rtx",
+    "onnx-cuda",
     "openvino-int8",
     "onnx-int8",
     "openvino",
     "onnx",
     "onnx-fp16",
 )
-"""GPU engines first; then what is fastest on a processor. torch-tensorrt needs torch, which a server never loads."""
+"""What runs on a GPU, then what is fastest on a processor. torch-tensorrt needs torch, which a server never loads."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from export.onnx_graph import GPU_OPSET, build_onnx
 from export.tensorrt_engine import BuiltEngine, build_engine
@@ -22,12 +21,9 @@ from pipeline.runtime import Answer, Crops
 from pipeline.runtime_onnx import OnnxRuntime
 from pipeline.runtime_tensorrt import TensorRtRuntime
 from pipeline.tensorrt_library import RTX_TARGETS, LibraryName, open_library
+from tests.gpu.shown import BATCHES, crops, p_fake
 from tests.unit.export.drawn_graph import draw_graph, drawn_crops
-from training.networks import Detector, NetworkSpec
-
-SIZE = 128
-BATCHES = (1, 2, 7, 32, 5, 1)
-"""Odd after even, small after large."""
+from training.networks import Detector
 
 
 @pytest.fixture(scope="session", params=["tensorrt", "tensorrt-rtx"])
@@ -41,19 +37,6 @@ def library(request: pytest.FixtureRequest, device: CudaDevice) -> LibraryName:
     if name == "tensorrt-rtx" and device.compute_capability not in RTX_TARGETS:
         pytest.skip(f"TensorRT for RTX does not run on {device.name}")
     return name
-
-
-@pytest.fixture(scope="session")
-def student() -> Detector:
-    """A small student whose statistics are those of its activations, as after training."""
-    torch.manual_seed(0)
-    detector = Detector(NetworkSpec(name="mobilevitv2_050", image_size=SIZE))
-    with torch.no_grad():
-        for module in detector.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = 1.0
-        detector(torch.from_numpy(crops(8)))
-    return detector.eval()
 
 
 @pytest.fixture(scope="session")
@@ -78,24 +61,10 @@ def engines(
     }
 
 
-def crops(count: int) -> NDArray[np.uint8]:
-    """Smooth pictures: noise alone would leave a network nothing to tell apart."""
-    generator = np.random.default_rng(count)
-    coarse = generator.integers(0, 256, (count, 8, 8, 3)).astype(np.float32)
-    fine = np.repeat(np.repeat(coarse, SIZE // 8, axis=1), SIZE // 8, axis=2)
-    noisy = fine + generator.normal(0, 8, fine.shape)
-    return np.clip(noisy, 0, 255).astype(np.uint8)
-
-
 def on_cpu(graph: bytes, given: Crops, folder: Path) -> Answer:
     path = folder / "graph.onnx"
     path.write_bytes(graph)
     return OnnxRuntime(path).run(given)
-
-
-def p_fake(answer: Answer) -> NDArray[np.float32]:
-    fake: NDArray[np.float32] = 1 / (1 + np.exp(answer.logits[:, 0] - answer.logits[:, 1]))
-    return fake
 
 
 def opened(built: BuiltEngine, library: LibraryName, *, cuda_graphs: bool = False) -> TensorRtRuntime:

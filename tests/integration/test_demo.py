@@ -20,7 +20,7 @@ SMALL = (
 )  # fmt: skip
 
 
-FORMATS = {"onnx", "onnx-fp16", "onnx-int8", "openvino", "openvino-int8", "tensorrt-rtx"}
+FORMATS = {"onnx", "onnx-fp16", "onnx-int8", "onnx-cuda", "openvino", "openvino-int8", "tensorrt-rtx"}
 """All that can be made without a GPU."""
 
 

@@ -16,7 +16,7 @@ from pipeline.bundle import Bundle, open_bundle
 from pipeline.runtime import open_artefact
 
 pytestmark = pytest.mark.slow
-FORMATS = "onnx,onnx-fp16,openvino,tensorrt-rtx"
+FORMATS = "onnx,onnx-fp16,onnx-cuda,openvino,tensorrt-rtx"
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,18 @@ def test_an_engine_that_cannot_run_here_is_no_artefact(everything: Path) -> None
     assert engine.engine.weight_layer_types
     assert report.link("tensorrt-rtx") is None
     assert "| tensorrt-rtx | **not proven** |" in (everything / "model_card.md").read_text(encoding="utf-8")
+
+
+def test_onnx_on_a_gpu_is_the_file_that_was_proven_on_a_cpu(everything: Path) -> None:
+    bundle, report = opened(everything)
+    (half,) = bundle.artefact("onnx-fp16").files
+    items = (*bundle.manifest.artefacts, *bundle.manifest.unproven)
+    item = next(item for item in items if item.name == "onnx-cuda")
+    assert item.files[0].sha256 == half.sha256
+    if item in bundle.manifest.unproven:
+        verdict = report.artefact("onnx-cuda")
+        assert verdict is not None
+        assert "onnxruntime-gpu" in str(verdict.reason)
 
 
 def test_what_is_proven_agrees_within_its_precision(everything: Path) -> None:

@@ -96,6 +96,7 @@ def test_without_a_gpu_only_rtx_engines_can_be_built() -> None:
         "tensorrt-int8",
         "tensorrt-rtx",
         "torch-tensorrt",
+        "onnx-cuda",
     }
     assert "Dockerfile.gpu" in " ".join(state(found, "tensorrt").fixes)
 
@@ -113,6 +114,16 @@ def test_an_engine_cannot_be_fed_without_bindings_of_cuda() -> None:
     rtx = state(diagnose(machine(lacking=("cuda.bindings",))), "tensorrt-rtx")
     assert (rtx.builds, rtx.runs) == (True, False)
     assert rtx.fixes == ("pip install cuda.bindings",)
+
+
+def test_onnx_runtime_must_be_the_one_for_gpus() -> None:
+    found = machine()
+    packages = {**found.packages, "onnxruntime": Package(name="onnxruntime", version="1.0", devices=("CPU",))}
+    cuda = state(diagnose(machine(packages=packages)), "onnx-cuda")
+    assert (cuda.builds, cuda.runs) == (True, False)
+    assert cuda.problems == ("onnxruntime 1.0 here is built without CUDA",)
+    assert "onnxruntime-gpu" in cuda.fixes[0]
+    assert state(diagnose(machine(lacking=("cuda.bindings",))), "onnx-cuda").runs
 
 
 def test_rtx_engines_do_not_run_on_every_gpu() -> None:

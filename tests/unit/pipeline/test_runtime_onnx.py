@@ -7,13 +7,14 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import psutil
 import pytest
 
 from pipeline.bundle import open_bundle
-from pipeline.errors import InputError
+from pipeline.errors import CannotRunHereError, InputError
 from pipeline.runtime import GivesBack, RunsBeside, open_artefact
-from pipeline.runtime_onnx import OnnxRuntime
+from pipeline.runtime_onnx import CUDA, OnnxRuntime
 
 
 def _memory_of_a_large_batch(bundle_folder: Path) -> tuple[int, int, bool]:
@@ -70,3 +71,12 @@ def test_a_run_beside_that_fails_says_why(bundle_folder: Path, monkeypatch: pyte
     monkeypatch.setattr("pipeline.runtime_onnx.check_crops", lambda *_: None)
     with pytest.raises(Exception, match="Got invalid dimensions"):
         runtime.beside().run(np.zeros((1, 8, 8, 3), np.uint8))
+
+
+def test_a_runtime_without_cuda_says_how_to_get_it_and_does_not_fall_back(bundle_folder: Path) -> None:
+    if CUDA in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime is built with CUDA")
+    bundle = open_bundle(bundle_folder)
+    path = bundle.folder / bundle.artefact("onnx").files[0].path
+    with pytest.raises(CannotRunHereError, match=r"built without CUDA.*pip install 'onnxruntime-gpu"):
+        OnnxRuntime(path, threads=1, provider=CUDA)
