@@ -113,11 +113,9 @@ class LeanAttention(nn.Module):
         super().__init__()
         width = attention.embed_dim
         joint = absorb_affine(norm, attention.qkv_proj)
-        key = select_rows(joint, 1, width + 1)
         self.patch = patch
         self.query = nn.Parameter(joint.weight[:1, :, 0, 0], requires_grad=False)
-        self.key = nn.Parameter(key.weight[:, :, 0, 0], requires_grad=False)
-        self.key_bias = nn.Parameter(joint.bias[1 : width + 1, None], requires_grad=False)  # type: ignore[index]
+        self.key = select_rows(joint, 1, width + 1)
         self.value = select_rows(joint, width + 1)
         self.out_proj = attention.out_proj
 
@@ -127,9 +125,10 @@ class LeanAttention(nn.Module):
         own = self._positions(height, width)
         tokens = x.reshape(-1, channels, height * width)
         scores = torch.softmax(self.query @ tokens + (1 - own) * _HIDDEN, dim=-1)
-        context = self.key @ (tokens @ scores.transpose(1, 2)) + self.key_bias
-        spread = (context @ own).reshape(-1, channels, height, width)
-        out: Tensor = self.out_proj(functional.relu(self.value(x)) * spread)
+        # As a map of one patch it can be projected by a convolution, which is what int8 is made of, and laid out.
+        summed = (tokens @ scores.transpose(1, 2)).reshape(-1, channels, *self.patch)
+        context = self.key(summed).repeat(1, 1, height // self.patch[0], width // self.patch[1])
+        out: Tensor = self.out_proj(functional.relu(self.value(x)) * context)
         return out
 
     def _positions(self, height: int, width: int) -> Tensor:

@@ -109,6 +109,7 @@ def _draw_scores(axes: Axes, chain: ParityChain, mine: Answered, title: str) -> 
                 transform=axes.transAxes,
                 color=colour,
                 fontsize=9,
+                bbox={"facecolor": axes.get_facecolor(), "edgecolor": "none", "pad": 1},
             )
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axes.set_xlabel("PyTorch's score")

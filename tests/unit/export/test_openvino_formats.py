@@ -75,13 +75,18 @@ def test_int8_runs_in_int8_although_floats_stay_floats(calibration: Calibration,
     result = quantise_openvino(calibration, out, methods=("minmax",), gate=ANY)
     assert result.quantised == 17
     assert out.with_suffix(".bin").stat().st_size < 0.5 * calibration.source.stat().st_size
-    config = {"INFERENCE_PRECISION_HINT": "f32"}  # as `OpenVinoRuntime` asks
-    compiled = openvino_core().compile_model(str(out), "CPU", config)
-    kinds = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
-    convolutions = [kind for kind in kinds if kind["layerType"].astype(str) == "Convolution"]
-    in_bytes = [kind for kind in convolutions if kind["runtimePrecision"].astype(str) in ("u8", "i8")]
+    kinds = executed(out)
+    in_bytes = [kind for kind, precision in kinds if kind == "Convolution" and precision in ("u8", "i8")]
     assert len(in_bytes) == 17
     assert result.agreement.sqnr_db > 10
+
+
+def executed(path: Path) -> list[tuple[str, str]]:
+    """Operators that the CPU plug-in makes of a model, each with its arithmetic."""
+    config = {"INFERENCE_PRECISION_HINT": "f32"}  # as `OpenVinoRuntime` asks
+    compiled = openvino_core().compile_model(str(path), "CPU", config)
+    facts = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
+    return [(fact["layerType"].astype(str), fact["runtimePrecision"].astype(str)) for fact in facts]
 
 
 def test_a_mobilevit_in_int8_answers_in_openvino_as_in_onnx_runtime(tmp_path: Path) -> None:
@@ -98,6 +103,10 @@ def test_a_mobilevit_in_int8_answers_in_openvino_as_in_onnx_runtime(tmp_path: Pa
     # Rounding to bytes amplifies the last bits of floats, but not to what rounding itself costs.
     assert sqnr_db(calibration.logits, found) > sqnr_db(calibration.logits, expected) - 3
     assert sqnr_db(expected, found) > 5
+    # What attention reads was made back into floats by two operators for each of its nine layers.
+    kinds = [kind for kind, _ in executed(out)]
+    assert "Softmax" in kinds
+    assert not {"Subtract", "Convert"} & set(kinds)
 
 
 def test_nncf_competes_in_silence_where_layers_had_to_stay_in_float(
