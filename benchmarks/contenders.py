@@ -78,10 +78,13 @@ def open_way(way: Way, files: Mapping[str, str], threads: int) -> Contender:
 
         return TorchNetwork(path, way, threads)
     if way.file.startswith("onnx"):
-        from pipeline.runtime_onnx import CPU, CUDA, OnnxRuntime, Provider
+        from pipeline import runtime_onnx
 
-        provider: Provider = CUDA if way.device == "cuda" else CPU
-        return HostContender(OnnxRuntime(path, threads=threads, provider=provider))
+        if way.device == "cuda":
+            on_gpu = runtime_onnx.OnnxRuntime(path, threads=threads, provider=runtime_onnx.CUDA)
+            return HostContender(on_gpu)
+        # without a provider, for `compare` measures revisions with this code that know none
+        return HostContender(runtime_onnx.OnnxRuntime(path, threads=threads))
     if way.file.startswith("openvino"):
         from pipeline.runtime_openvino import FloatPrecision, OpenVinoRuntime
 
