@@ -275,18 +275,30 @@ def measure(
 
 
 def measure_collected(
-    collected: Collected, *, threshold: float | None = None, how: Resampling | None = None
+    collected: Collected,
+    *,
+    threshold: float | None = None,
+    video_threshold: float | None = None,
+    how: Resampling | None = None,
 ) -> MetricsReport:
-    """All measures, over everything and for each manipulation against all reals."""
+    """All measures, over everything and for each manipulation against all reals.
+
+    Args:
+        collected: From `collect`.
+        threshold: As in `summarise`.
+        video_threshold: For scores of videos, where they have one of their own.
+        how: As in `summarise`.
+    """
     how = how or Resampling()
+    of_videos = threshold if video_threshold is None else video_threshold
 
     def scope(method: str | None) -> ScopeReport:
         levels = []
-        for samples in (collected.frame, collected.video):
+        for samples, cut in ((collected.frame, threshold), (collected.video, of_videos)):
             kept = samples
             if method is not None:
                 kept = samples.only((samples.labels == 0) | (samples.methods == method))
-            levels.append(measure(kept, threshold=threshold, how=how))
+            levels.append(measure(kept, threshold=cut, how=how))
         return ScopeReport(frame=levels[0], video=levels[1])
 
     fakes = collected.video.methods[collected.video.labels == 1]

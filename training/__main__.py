@@ -146,8 +146,9 @@ def contact_sheet(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="Weights file, or RUN/weights/BEST.pth.")],
+    subject: Annotated[str, typer.Argument(help="Weights file, RUN/weights/BEST.pth, or a bundle's folder.")],
     data: Annotated[Path, typer.Argument(help="Prepared folder.")],
+    artefact: Annotated[str | None, typer.Option(help="Of the bundle: onnx, openvino-int8, ...")] = None,
     split: Annotated[Split, typer.Option(help="Part to measure on.")] = Split.test,
     self_blended: Annotated[
         bool, typer.Option("--self-blended", help="Blend fakes from the real faces; the report says so.")
@@ -155,33 +156,51 @@ def evaluate(
     blend_draws: Annotated[int, typer.Option(min=1, help="Self-blended draws per face.")] = 1,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the report; by default evaluation_… beside the weights folder."),
+        typer.Option(
+            help="Folder of the report; by default evaluation_… beside the weights folder or bundle."
+        ),
+    ] = None,
+    operating_point: Annotated[
+        str | None,
+        typer.Option(help="Of the bundle, whose thresholds are used; by default the bundle's own."),
     ] = None,
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Instead of the stored one.")] = None,
-    rule: Annotated[str, typer.Option(help="Aggregation of frames to a video score.")] = "max-mean",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
+    rule: Annotated[
+        str | None, typer.Option(help="Frames to a video score; by default the bundle's, or max-mean.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Of a checkpoint: cpu, cuda, cuda:1.")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of an artefact; by default all cores.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=2, help="Images per batch.")] = 32,
     workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of blending and resampling.")] = 5,
 ) -> None:
-    """Measure a checkpoint: AUC, EER, AP, accuracy, with intervals over videos; JSON, Markdown, plots."""
+    """Measure a checkpoint or an artefact: AUC, EER, AP, accuracy, intervals over videos; JSON, Markdown, plots."""
     from training.checkpoint import resolve_weights
     from training.evaluate import evaluate as measure
+    from training.evaluated import is_bundle
     from training.evaluation_report import to_markdown
 
-    path = resolve_weights(checkpoint)
-    folder = (
-        out or path.parent.parent / f"evaluation_{path.stem}_{split.value}{'_self_blended' * self_blended}"
-    )
+    path = Path(subject)
+    if is_bundle(path):
+        beside, name = path.absolute().parent, f"{path.absolute().name}_{artefact}"
+    else:
+        path = resolve_weights(subject)
+        beside, name = path.parent.parent, path.stem
+    folder = out or beside / f"evaluation_{name}_{split.value}{'_self_blended' * self_blended}"
     report = measure(
         path,
         data,
+        artefact=artefact,
+        operating_point=operating_point,
         split=split.value,
         self_blended=self_blended,
         out=folder,
         device=device,
         batch_size=batch_size,
         workers=workers,
+        threads=threads,
         threshold=threshold,
         rule=rule,
         seed=seed,

@@ -1,4 +1,4 @@
-"""Measures a checkpoint on a prepared folder: on labelled fakes, or on fakes blended from its real faces."""
+"""Measures a network on a prepared folder: on labelled fakes, or on fakes blended from its real faces."""
 
 from __future__ import annotations
 
@@ -16,100 +16,96 @@ from pipeline.errors import InputError
 from pipeline.measures import undefined_reason
 from pipeline.metrics import Resampling, measure_collected
 from pipeline.samples import Collected
-from pipeline.scoring import DEFAULT_RULE, check_rule
+from pipeline.scoring import check_rule
 from pipeline.storage import write_whole
-from training.checkpoint import CheckpointInfo, load_detector
+from training.evaluated import Evaluated, Thresholds, open_checkpoint, open_in_bundle, refuse_unused
 from training.evaluation_report import (
     REPORT_NAME,
-    CheckpointFacts,
+    ArtefactFacts,
     Circumstances,
     DataFacts,
     EvaluationReport,
     MethodCount,
-    compare,
-    read_report,
     to_markdown,
 )
-from training.face_scores import (
-    LoaderSettings,
-    Progress,
-    ScoredFaces,
-    Scores,
-    score_loader,
-    score_pairs,
-    score_records,
-)
+from training.face_scores import LoaderSettings, Progress, ScoredFaces, score_pairs, score_records
 from training.index import SPLITS, FaceRecord, Split, index_hash, read_index
-from training.networks import Detector
 from training.plots import plot_reliability, plot_roc, plot_scores
-
-__all__ = [
-    "EvaluationReport",
-    "LoaderSettings",
-    "ScoredFaces",
-    "Scores",
-    "compare",
-    "evaluate",
-    "read_report",
-    "score_loader",
-    "score_pairs",
-    "score_records",
-]
 
 
 def evaluate(
-    checkpoint: Path,
+    subject: Path,
     data: Path,
     *,
+    artefact: str | None = None,
+    operating_point: str | None = None,
     split: Split = "test",
     self_blended: bool = False,
     out: Path | None = None,
-    device: torch.device | str = "cpu",
+    device: str = "cpu",
     batch_size: int = 32,
     workers: int = 0,
+    threads: int | None = None,
     threshold: float | None = None,
-    rule: str = DEFAULT_RULE,
+    rule: str | None = None,
     seed: int = 5,
     blend_draws: int = 1,
     resamples: int = 1000,
     progress: Progress | None = None,
 ) -> EvaluationReport:
-    """Measure a checkpoint on one split of a prepared folder.
+    """Measure a checkpoint, or an artefact of a bundle as a server runs it, on one split of a prepared folder.
 
     Args:
-        checkpoint: a file written by training.
+        subject: a file written by training, or the folder of a bundle.
         data: a folder written by `stillface prepare`.
-        split: which part of it.
+        artefact: which of the bundle's.
+        operating_point: of the bundle, whose thresholds are used; None: its default.
+        split: which part of the data.
         self_blended: use the split's real faces only and blend a fake from each; says how well blending
             traces are found, not how well deepfakes are.
         out: folder for evaluation.json, evaluation.md, scores.csv and the pictures; None: nothing is written.
-        device: an existing device.
+        device: an existing device, for a checkpoint.
         batch_size: images per batch.
         workers: loader processes.
-        threshold: scores >= it are called fake; None: the one stored in the checkpoint, if there is one.
-        rule: how a video's score comes from its faces.
+        threads: CPU threads of an artefact's runtime; None: all cores.
+        threshold: scores >= it are called fake; None: the network's own.
+        rule: how a video's score comes from its faces; None: the bundle's, or the default.
         seed: of the blends and of the bootstrap.
         blend_draws: self-blended pairs per face.
         resamples: bootstrap resamples for the intervals; 0: none.
         progress: told after each batch how many faces it had.
 
     Raises:
-        InputError: unusable checkpoint, data, split or setting; scores that are not finite.
+        InputError: unusable network, data, split or setting; scores that are not finite.
     """
     _check(batch_size, blend_draws, self_blended, threshold)
-    check_rule(rule)
+    if threshold is not None and operating_point is not None:
+        raise InputError("a threshold and an operating point were given, which has its own; leave one out.")
+    refuse_unused(subject, artefact=artefact, operating_point=operating_point, threads=threads, device=device)
+    if rule is not None:
+        check_rule(rule)
     records = _of_split(read_index(data), split, data, only_real=self_blended)
-    detector, info = load_detector(checkpoint, device)
+    if artefact is None:
+        evaluated = open_checkpoint(subject, torch.device(device))
+    else:
+        evaluated = open_in_bundle(subject, artefact, operating_point=operating_point, threads=threads)
     settings = LoaderSettings(batch_size, workers, torch.device(device))
     started = time.perf_counter()
     if self_blended:
-        faces = score_pairs(detector, records, settings, seed=seed, draws=blend_draws, progress=progress)
+        faces = score_pairs(
+            evaluated.network, records, settings, seed=seed, draws=blend_draws, progress=progress
+        )
     else:
-        faces = score_records(detector, records, settings, progress=progress)
+        faces = score_records(evaluated.network, records, settings, progress=progress)
     seconds = time.perf_counter() - started
-    used = info.threshold if threshold is None else threshold
-    collected = faces.collect(rule)
-    metrics = measure_collected(collected, threshold=used, how=Resampling(resamples, seed=seed))
+    used = evaluated.thresholds if threshold is None else Thresholds.given(threshold)
+    collected = faces.collect(rule or evaluated.rule)
+    metrics = measure_collected(
+        collected,
+        threshold=used.frame,
+        video_threshold=used.video,
+        how=Resampling(resamples, seed=seed),
+    )
     facts = DataFacts(
         folder=str(data),
         index_sha256=index_hash(data),
@@ -121,16 +117,24 @@ def evaluate(
     )
     report = EvaluationReport(
         statement=_statement(facts),
-        checkpoint=_checkpoint_facts(checkpoint, info),
+        checkpoint=evaluated.facts,
+        artefact=_as_used(evaluated.artefact, threshold),
         data=facts,
-        threshold_source=_threshold_source(threshold, info),
+        threshold_source=used.source,
         metrics=metrics,
         messages=_messages(facts, collected, used),
-        circumstances=_circumstances(detector, settings.device, seconds, len(faces.records)),
+        circumstances=_circumstances(evaluated, seconds, len(faces.records)),
     )
     if out is not None:
         _write(report, collected, faces, data, out)
     return report
+
+
+def _as_used(artefact: ArtefactFacts | None, threshold: float | None) -> ArtefactFacts | None:
+    """A threshold that is given takes the place of the operating point's."""
+    if artefact is None or threshold is None:
+        return artefact
+    return artefact.model_copy(update={"operating_point": None})
 
 
 def _check(batch_size: int, blend_draws: int, self_blended: bool, threshold: float | None) -> None:
@@ -192,7 +196,7 @@ def _statement(facts: DataFacts) -> str:
     return f"Labelled data: the {facts.split} split's real faces and {fakes}, as stored in `{facts.folder}`."
 
 
-def _messages(facts: DataFacts, collected: Collected, threshold: float | None) -> list[str]:
+def _messages(facts: DataFacts, collected: Collected, used: Thresholds) -> list[str]:
     messages = []
     reason = undefined_reason(collected.video.labels)
     if reason:
@@ -201,41 +205,22 @@ def _messages(facts: DataFacts, collected: Collected, threshold: float | None) -
             f"The {facts.split} split holds {label} faces only, so AUC, EER and the like are undefined."
             + (" Add --self-blended to measure on fakes blended from these faces." if label == "real" else "")
         )
-    if threshold is None:
+    if used.frame is None:
         messages.append(
             "No threshold: the checkpoint holds none and none was given, so there is no accuracy."
         )
-    else:
+    elif used.frame == used.video:
         messages.append("The threshold is for frame scores; at video level it is applied as it stands.")
     if facts.split == "train":
         messages.append("These faces were trained on: the numbers say nothing about new ones.")
     return messages
 
 
-def _threshold_source(threshold: float | None, info: CheckpointInfo) -> str:
-    if threshold is not None:
-        return f"{threshold:.6g}, given"
-    if info.threshold is not None:
-        return f"{info.threshold:.6g}, the checkpoint's: EER point on self-blended validation faces"
-    return "none"
-
-
-def _checkpoint_facts(path: Path, info: CheckpointInfo) -> CheckpointFacts:
-    return CheckpointFacts(
-        path=str(path),
-        sha256=info.sha256,
-        stage=info.stage,
-        epoch=info.epoch,
-        val_auc=info.val_auc,
-        network=info.network,
-    )
-
-
-def _circumstances(detector: Detector, device: torch.device, seconds: float, faces: int) -> Circumstances:
+def _circumstances(evaluated: Evaluated, seconds: float, faces: int) -> Circumstances:
     return Circumstances(
         torch=torch.__version__,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        precision=str(detector.head.weight.dtype).removeprefix("torch."),
+        device=evaluated.device,
+        precision=evaluated.precision,
         seconds=seconds,
         faces_per_second=faces / max(seconds, 1e-9),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -245,7 +230,8 @@ def _circumstances(detector: Detector, device: torch.device, seconds: float, fac
 def _write(report: EvaluationReport, collected: Collected, faces: ScoredFaces, data: Path, out: Path) -> None:
     """Write the pictures and tables, the JSON last: where it is, everything is."""
     network, facts = report.checkpoint, report.data
-    title = f"{network.stage} epoch {network.epoch}, {facts.split} split, {facts.measured}"
+    name = report.artefact.name if report.artefact else f"{network.stage} epoch {network.epoch}"
+    title = f"{name}, {facts.split} split, {facts.measured}"
     levels = (
         (collected.frame, report.metrics.overall.frame),
         (collected.video, report.metrics.overall.video),
@@ -253,8 +239,12 @@ def _write(report: EvaluationReport, collected: Collected, faces: ScoredFaces, d
     if undefined_reason(collected.video.labels) is None:
         plot_roc(levels, out / "roc.png", f"ROC: {title}")
         plot_reliability([level for _, level in levels], out / "reliability.png", f"Reliability: {title}")
-    samples = [samples for samples, _ in levels]
-    plot_scores(samples, out / "scores.png", f"Scores: {title}", threshold=report.metrics.threshold)
+    plot_scores(
+        [samples for samples, _ in levels],
+        out / "scores.png",
+        f"Scores: {title}",
+        thresholds=[at.threshold if (at := level.at_threshold) else None for _, level in levels],
+    )
     write_whole(out / "scores.csv", _score_table(faces, data).encode())
     write_whole(out / "evaluation.md", to_markdown(report).encode())
     write_whole(out / REPORT_NAME, report.model_dump_json(indent=2).encode())

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import InputError
+from pipeline.manifest import ArtefactName
 from pipeline.metrics import Estimate, LevelReport, MetricsReport
 from pipeline.scoring import Interval
 from training.networks import NetworkSpec
@@ -31,6 +32,24 @@ class CheckpointFacts(_Model):
     epoch: int
     val_auc: float | None
     network: NetworkSpec
+
+
+class ArtefactFacts(_Model):
+    """Which form of the network was measured, where it was a bundle's.
+
+    Attributes:
+        bundle: Id of the bundle; `CheckpointFacts` are of the checkpoint that it was exported from.
+        name: The artefact's format.
+        sha256: Of the file that was opened.
+        temperature: Of the bundle's scores.
+        operating_point: Whose thresholds are used; None where a threshold was given.
+    """
+
+    bundle: str
+    name: ArtefactName
+    sha256: str
+    temperature: float
+    operating_point: str | None
 
 
 class MethodCount(_Model):
@@ -67,9 +86,10 @@ class Circumstances(_Model):
 
 
 class EvaluationReport(_Model):
-    """One checkpoint measured on one split.
+    """One checkpoint, or one artefact of a bundle, measured on one split.
 
     Attributes:
+        artefact: None where the checkpoint itself was measured.
         statement: in plain words, what was measured and what it does not say.
         threshold_source: where the threshold of the accuracy rows comes from.
         messages: what the reader should do or beware of.
@@ -78,6 +98,7 @@ class EvaluationReport(_Model):
     schema_version: Literal[1] = 1
     statement: str
     checkpoint: CheckpointFacts
+    artefact: ArtefactFacts | None = None
     data: DataFacts
     threshold_source: str
     metrics: MetricsReport
@@ -149,9 +170,19 @@ def _facts(report: EvaluationReport) -> str:
         f"{count.method}: {count.videos} videos, {count.frames} frames, {count.faces} faces"
         for count in data.counts
     )
+    trained = f"({checkpoint.stage}, epoch {checkpoint.epoch})"
     rows = [
-        ["checkpoint", f"`{checkpoint.path}` ({checkpoint.stage}, epoch {checkpoint.epoch})"],
+        ["checkpoint", f"`{checkpoint.path}` {trained}"],
         ["its SHA-256", f"`{checkpoint.sha256}`"],
+    ]
+    if (artefact := report.artefact) is not None:
+        rows = [
+            ["artefact", f"{artefact.name} of `{checkpoint.path}`, bundle {artefact.bundle} {trained}"],
+            ["its SHA-256", f"`{artefact.sha256}`"],
+            ["SHA-256 of the checkpoint", f"`{checkpoint.sha256}`"],
+            ["temperature", f"{artefact.temperature:.6g}"],
+        ]
+    rows += [
         ["network", f"{network.name} at {network.image_size} px"],
         ["data", f"`{data.folder}`, split {data.split}, {data.measured}"],
         ["SHA-256 of its index", f"`{data.index_sha256}`"],

@@ -1,4 +1,4 @@
-"""Runs a network over prepared faces and keeps each score beside the face it belongs to."""
+"""Asks a network about prepared faces and keeps each score beside the face it belongs to."""
 
 from __future__ import annotations
 
@@ -26,6 +26,42 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Network:
+    """What scores crops: a detector in PyTorch (`in_torch`), or an artefact in the runtime that serves it.
+
+    Attributes:
+        image_size: Side of its crops in pixels.
+        answer: Gives logits float64 [N, 2] for crops uint8 [N, image_size, image_size, 3].
+        temperature: Of its scores.
+    """
+
+    image_size: int
+    answer: Callable[[torch.Tensor], NDArray[np.float64]]
+    temperature: float = 1.0
+
+
+def in_torch(detector: Detector, device: torch.device | str) -> Network:
+    """A detector as precise as its weights, in evaluation mode while it is asked.
+
+    Args:
+        detector: On `device`; its mode is put back after each batch.
+        device: Where it is.
+    """
+
+    @torch.no_grad()
+    def answer(crops: torch.Tensor) -> NDArray[np.float64]:
+        was_training = detector.training
+        detector.eval()
+        try:
+            logits: NDArray[np.float64] = detector(crops.to(device, non_blocking=True)).double().cpu().numpy()
+        finally:
+            detector.train(was_training)
+        return logits
+
+    return Network(detector.spec.image_size, answer)
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """A network's answers in the loader's order: logits float64 [n, 2], labels int64 [n]."""
 
@@ -33,38 +69,24 @@ class Scores:
     labels: NDArray[np.int64]
 
 
-@torch.no_grad()
-def score_loader(
-    detector: Detector,
-    loader: DataLoader[Any],
-    device: torch.device | str,
-    *,
-    progress: Progress | None = None,
-) -> Scores:
-    """Run a network, as precise as its weights, over batches of `BlendedFaces` or `LabelledFaces`.
+def score_loader(network: Network, loader: DataLoader[Any], *, progress: Progress | None = None) -> Scores:
+    """Ask a network about batches of `BlendedFaces` or `LabelledFaces`.
 
     Args:
-        detector: on `device`; evaluated in evaluation mode, its mode is put back afterwards.
+        network: What is asked.
         loader: batches whose first item is crops (one uint8 tensor per size), the second labels.
-        device: where the detector is.
         progress: told after each batch how many faces it had.
 
     Raises:
         InputError: the loader has no crops of the network's size.
     """
-    was_training = detector.training
-    detector.eval()
     logits, labels = [], []
-    try:
-        for crops, truth, *_ in batches_of(loader):
-            fitting = _of_size(crops, detector.spec.image_size).to(device, non_blocking=True)
-            logits.append(detector(fitting).double().cpu())
-            labels.append(truth)
-            if progress is not None:
-                progress(len(truth))
-    finally:
-        detector.train(was_training)
-    return Scores(torch.cat(logits).numpy(), torch.cat(labels).numpy())
+    for crops, truth, *_ in batches_of(loader):
+        logits.append(network.answer(_of_size(crops, network.image_size)))
+        labels.append(truth)
+        if progress is not None:
+            progress(len(truth))
+    return Scores(np.concatenate(logits), torch.cat(labels).numpy())
 
 
 def _of_size(crops: Sequence[torch.Tensor], size: int) -> torch.Tensor:
@@ -79,7 +101,7 @@ def _of_size(crops: Sequence[torch.Tensor], size: int) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class LoaderSettings:
-    """How crops reach the network: images per batch, loader processes, device."""
+    """How crops reach the network: images per batch, loader processes, and where they go."""
 
     batch_size: int
     workers: int
@@ -124,7 +146,7 @@ def _area(record: FaceRecord) -> float:
 
 
 def score_records(
-    detector: Detector,
+    network: Network,
     records: Sequence[FaceRecord],
     settings: LoaderSettings,
     *,
@@ -135,14 +157,14 @@ def score_records(
     Raises:
         InputError: as `LabelledFaces` and `p_fake`.
     """
-    faces = LabelledFaces(records, sizes=(detector.spec.image_size,))
+    faces = LabelledFaces(records, sizes=(network.image_size,))
     loader = _loader(faces, settings.batch_size, settings)
-    scores = p_fake(score_loader(detector, loader, settings.device, progress=progress).logits)
+    scores = p_fake(score_loader(network, loader, progress=progress).logits, network.temperature)
     return ScoredFaces(list(records), [record.frame for record in records], scores)
 
 
 def score_pairs(
-    detector: Detector,
+    network: Network,
     records: Sequence[FaceRecord],
     settings: LoaderSettings,
     *,
@@ -158,13 +180,13 @@ def score_pairs(
     Raises:
         InputError: as `BlendedFaces` and `p_fake`.
     """
-    faces = BlendedFaces(records, sizes=(detector.spec.image_size,), seed=seed, phase="val")
+    faces = BlendedFaces(records, sizes=(network.image_size,), seed=seed, phase="val")
     keys = [(draw, index) for draw in range(draws) for index in range(len(records))]
     loader = _loader(
         faces, max(1, settings.batch_size // 2), settings, sampler=_InOrder(keys), collate_fn=collate
     )
-    result = score_loader(detector, loader, settings.device, progress=progress)
-    scores = p_fake(result.logits)
+    result = score_loader(network, loader, progress=progress)
+    scores = p_fake(result.logits, network.temperature)
     # a batch holds its reals before its fakes; within each class the order is that of the keys
     ordered = np.concatenate((scores[result.labels == 0], scores[result.labels == 1]))
     reals = list(records) * draws

@@ -265,11 +265,13 @@ def _mark_points(axes: Axes, report: LevelReport) -> None:
         )
 
 
-def plot_scores(levels: Sequence[Samples], path: Path, title: str, *, threshold: float | None = None) -> Path:
-    """Histogram of the scores of real and fake samples, one panel per level, with the threshold if given."""
+def plot_scores(
+    levels: Sequence[Samples], path: Path, title: str, *, thresholds: Sequence[float | None]
+) -> Path:
+    """Histogram of the scores of real and fake samples, one panel per level, with its threshold if there is one."""
     figure = figure_of(5.2 * len(levels), 3.9, title)
     grid = figure.subplots(1, len(levels), squeeze=False)
-    for axes, samples in zip(grid.flat, levels, strict=True):
+    for axes, samples, threshold in zip(grid.flat, levels, thresholds, strict=True):
         _draw_histogram(axes, samples, threshold)
     return save_figure(figure, path)
 

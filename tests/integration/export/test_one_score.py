@@ -1,8 +1,8 @@
 """One picture, one score: training's evaluation, `predict`, the server and the parity report agree on it.
 
-Evaluation cuts the very crop that the server cuts, bit for bit, and an artefact has one score of it, whoever asks. Only
-the arithmetic differs, since evaluation runs the checkpoint in PyTorch: by how much is what the parity gate bounds and
-its report says, and the scores here are as far apart as it says.
+Evaluation cuts the very crop that the server cuts, bit for bit, and an artefact has one score of it, whoever asks:
+evaluation too, given the bundle. Given the checkpoint it runs PyTorch, whose arithmetic differs: by how much is what
+the parity gate bounds and its report says, and the scores here are as far apart as it says.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ CPU_ARTEFACTS = ("onnx", "openvino")
 @dataclass(frozen=True)
 class Made:
     pictures: list[Path]
+    data: Path
     evaluated: dict[str, float]
     crops: dict[str, Crops]
     bundle: Path
@@ -73,15 +74,19 @@ def made(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, clip: Path)
     data = root / "data"
     prepare.run(root / "media", "folder", data, store="png", workers=1, console=Console(quiet=True))
     evaluate(checkpoint, data, split="val", out=root / "evaluation", resamples=0)
-    with (root / "evaluation" / "scores.csv").open() as table:
-        evaluated = {Path(row["video"]).stem: float(row["p_fake"]) for row in csv.DictReader(table)}
+    evaluated = scores_in(root / "evaluation")
     formats = parse_formats(",".join(CPU_ARTEFACTS))
     settings = ExportSettings(checkpoint, root / "bundle", formats, data, images=8, threads=1)
     export_bundle(settings, Console(quiet=True))
     report = read_parity(root / "bundle")
     faces = LabelledFaces(read_index(data), sizes=(report.image_size,))
     crops = {Path(faces.records[face.row].video).stem: face.crops[0].numpy()[None] for face in faces}
-    return Made(pictures, evaluated, crops, root / "bundle", report)
+    return Made(pictures, data, evaluated, crops, root / "bundle", report)
+
+
+def scores_in(evaluation: Path) -> dict[str, float]:
+    with (evaluation / "scores.csv").open() as table:
+        return {Path(row["video"]).stem: float(row["p_fake"]) for row in csv.DictReader(table)}
 
 
 @pytest.fixture(params=CPU_ARTEFACTS)
@@ -92,8 +97,10 @@ def server(request: pytest.FixtureRequest, made: Made) -> Iterator[ServerThread]
     running.stop()
 
 
-def test_a_picture_has_one_score(made: Made, server: ServerThread) -> None:
+def test_a_picture_has_one_score(made: Made, server: ServerThread, tmp_path: Path) -> None:
     artefact = str(server.settings.artefact)
+    evaluate(made.bundle, made.data, artefact=artefact, split="val", out=tmp_path, resamples=0, threads=1)
+    evaluated = scores_in(tmp_path)
     predictor = Predictor(made.bundle, artefact=artefact, threads=1)
     bundle = open_bundle(made.bundle)
     analyser, runtime = Analyser(bundle), open_artefact(bundle.folder, bundle.artefact(artefact), threads=1)
@@ -103,6 +110,7 @@ def test_a_picture_has_one_score(made: Made, server: ServerThread) -> None:
         assert answer["bundle"]["artefact"] == artefact
         predicted = predictor.predict(picture, Options()).score
         assert answer["score"] == pytest.approx(predicted, abs=CLOSE)
+        assert answer["score"] == pytest.approx(evaluated[picture.stem], abs=CLOSE)
         crop = made.crops[picture.stem]
         np.testing.assert_array_equal(analyser.look(read_image(picture.read_bytes())).crops, crop)
         through = p_fake(runtime.run(crop).logits, made.report.calibration.temperature)

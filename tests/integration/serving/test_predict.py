@@ -85,7 +85,7 @@ def test_the_same_score_as_training_measures(
     from training import prepare
     from training.checkpoint import load_detector
     from training.dataset import LabelledFaces
-    from training.face_scores import score_loader
+    from training.face_scores import in_torch, score_loader
     from training.index import read_index
 
     pictures = tmp_path / "pictures" / "real"
@@ -97,7 +97,8 @@ def test_the_same_score_as_training_measures(
     records = sorted(read_index(out), key=lambda record: record.video)
     detector, _ = load_detector(checkpoint)
     faces = LabelledFaces(records, sizes=(detector.spec.image_size,))
-    logits = score_loader(detector, torch.utils.data.DataLoader(faces, batch_size=2), "cpu").logits
+    loader = torch.utils.data.DataLoader(faces, batch_size=2)
+    logits = score_loader(in_torch(detector, "cpu"), loader).logits
     measured = p_fake(logits, TEMPERATURE)
 
     _, said, _ = run_script("stillface.py", "predict", bundle_folder, pictures, "--json", "--threads", 1)

@@ -21,11 +21,12 @@ from pipeline.errors import InputError
 from pipeline.scoring import p_fake
 from training.checkpoint import CheckpointInfo, save_checkpoint
 from training.dataset import BlendedFaces, LabelledFaces
-from training.evaluate import (
+from training.evaluate import evaluate
+from training.evaluation_report import compare, read_report
+from training.face_scores import (
     LoaderSettings,
-    compare,
-    evaluate,
-    read_report,
+    Network,
+    in_torch,
     score_loader,
     score_pairs,
     score_records,
@@ -48,6 +49,10 @@ class Brightness(nn.Module):
         assert crops.dtype == torch.uint8
         margin = 20 * (crops.float().mean(dim=(1, 2, 3)) / 255 - 0.5)
         return torch.stack((torch.zeros_like(margin), margin), dim=1)
+
+
+def by_brightness() -> Network:
+    return in_torch(Brightness(), "cpu")  # type: ignore[arg-type]
 
 
 def landmarks() -> np.ndarray:
@@ -139,13 +144,13 @@ def of_split(data: Path, split: str, label: int | None = None) -> list[FaceRecor
 class TestScoring:
     def test_labelled_faces_keep_their_order_and_place(self, data: Path) -> None:
         records = of_split(data, "test")
-        scored = score_records(Brightness(), records, CPU)  # type: ignore[arg-type]
+        scored = score_records(by_brightness(), records, CPU)
         for record, score in zip(scored.records, scored.scores, strict=True):
             expected = cv2.imread(str(record.path)).mean() / 255
             assert score == pytest.approx(1 / (1 + np.exp(-20 * (expected - 0.5))), abs=0.02)
 
     def test_a_frame_is_as_fake_as_its_worst_face_and_a_video_the_mean(self, data: Path) -> None:
-        found = score_records(Brightness(), of_split(data, "test"), CPU).collect("max-mean")  # type: ignore[arg-type]
+        found = score_records(by_brightness(), of_split(data, "test"), CPU).collect("max-mean")
         assert found.frame.scores.size == 14
         assert found.video.scores.size == 7
         assert (found.faces, found.faces_used) == (28, 28)  # the second face is 73 % of the first
@@ -158,7 +163,7 @@ class TestScoring:
 
     def test_self_blended_scores_belong_to_their_pairs(self, data: Path) -> None:
         records = of_split(data, "val")
-        scored = score_pairs(Brightness(), records, CPU, seed=3, draws=2)  # type: ignore[arg-type]
+        scored = score_pairs(by_brightness(), records, CPU, seed=3, draws=2)
         faces = BlendedFaces(records, sizes=(SIZE,), seed=3, phase="val")
         detector = Brightness()
         count = len(records)
@@ -177,9 +182,9 @@ class TestScoring:
 
     def test_workers_and_batch_size_change_nothing(self, data: Path) -> None:
         records = of_split(data, "val")
-        alone = score_pairs(Brightness(), records, CPU, seed=3, draws=1)  # type: ignore[arg-type]
+        alone = score_pairs(by_brightness(), records, CPU, seed=3, draws=1)
         crowd = LoaderSettings(batch_size=8, workers=2, device=torch.device("cpu"))
-        together = score_pairs(Brightness(), records, crowd, seed=3, draws=1)  # type: ignore[arg-type]
+        together = score_pairs(by_brightness(), records, crowd, seed=3, draws=1)
         np.testing.assert_array_equal(alone.scores, together.scores)
 
     def test_the_mode_of_the_network_is_put_back_and_dropout_is_off(self, data: Path) -> None:
@@ -188,8 +193,9 @@ class TestScoring:
         faces = LabelledFaces(of_split(data, "val")[:4], sizes=(32, SIZE))
         done: list[int] = []
         loader = DataLoader(faces, batch_size=3)
-        first = score_loader(detector, loader, "cpu", progress=done.append)
-        second = score_loader(detector, loader, "cpu")
+        network = in_torch(detector, "cpu")
+        first = score_loader(network, loader, progress=done.append)
+        second = score_loader(network, loader)
         assert detector.training
         np.testing.assert_array_equal(first.logits, second.logits)
         assert done == [3, 1]
@@ -198,7 +204,7 @@ class TestScoring:
     def test_crops_of_another_size_are_refused(self, data: Path) -> None:
         loader = DataLoader(LabelledFaces(of_split(data, "val"), sizes=(32,)), batch_size=3)
         with pytest.raises(InputError, match=r"takes 64 px crops, the loader gives \[32\]"):
-            score_loader(Brightness(), loader, "cpu")  # type: ignore[arg-type]
+            score_loader(by_brightness(), loader)
 
 
 class TestLabelled:

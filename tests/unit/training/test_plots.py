@@ -89,7 +89,7 @@ class TestEvaluation:
             plot_roc([(reals, measure(reals, how=Resampling(0)))], tmp_path / "roc.png", "title")
 
     def test_histogram_of_one_class_shows_that_class_only(self, tmp_path: Path) -> None:
-        path = plot_scores([samples([0] * 40)], tmp_path / "scores.png", "title", threshold=0.5)
+        path = plot_scores([samples([0] * 40)], tmp_path / "scores.png", "title", thresholds=[0.5])
         assert pixels_of(path, BLUE) > 100
         assert pixels_of(path, VERMILION) == 0
 
