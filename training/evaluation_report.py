@@ -141,8 +141,9 @@ def show_threshold(threshold: float, interval: Interval | None) -> str:
 
 def to_markdown(report: EvaluationReport) -> str:
     """The report as a page for people."""
+    name = Path(report.checkpoint.path).name
     parts = [
-        f"# Evaluation of {Path(report.checkpoint.path).name}",
+        f"# Evaluation of {name}" + (f", {report.artefact.name}" if report.artefact else ""),
         report.statement,
         *(f"> {message}" for message in report.messages),
         _facts(report),
@@ -205,11 +206,11 @@ def _measures(level: LevelReport) -> Iterator[tuple[str, str]]:
         yield f"TPR at FPR {name.removeprefix('fpr-').replace('%', ' %')}", show(estimate)
     if level.at_threshold is not None:
         at = level.at_threshold
-        cut = f"at {at.threshold:.6g}"
-        yield f"accuracy {cut}", show(at.accuracy)
-        yield f"balanced accuracy {cut}", show(at.balanced_accuracy)
-        yield f"TPR {cut}", show(at.tpr)
-        yield f"FPR {cut}", show(at.fpr)
+        yield "threshold", f"{at.threshold:.6g}"
+        yield "accuracy at the threshold", show(at.accuracy)
+        yield "balanced accuracy at the threshold", show(at.balanced_accuracy)
+        yield "TPR at the threshold", show(at.tpr)
+        yield "FPR at the threshold", show(at.fpr)
     yield "ECE", show(level.ece)
     yield "Brier score", show(level.brier)
     yield "log loss (nats)", show(level.log_loss)

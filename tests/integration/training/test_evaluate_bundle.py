@@ -61,6 +61,8 @@ def test_frames_and_videos_are_cut_at_their_own_thresholds(
     ):
         assert told in page
     assert "applied as it stands" not in page
+    cuts = [f"{bundle.operating_point(level).threshold:.6g}" for level in ("frame", "video")]
+    assert f"| threshold | {cuts[0]} | {cuts[1]} |" in page
 
 
 def test_another_operating_point_or_a_threshold_of_ones_own(exported_bundle: Path, prepared: Path) -> None:
