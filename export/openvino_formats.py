@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import tempfile
 import warnings
@@ -197,7 +196,7 @@ def _logits(runtime: OpenVinoRuntime, crops: Crops, batch: int = 8) -> Logits:
 
 
 def _read(graph: Path | bytes) -> Any:
-    """Read ONNX without the converter's command, which phones home."""
+    """Read ONNX without the converter's command."""
     _openvino()
     try:
         return openvino_core().read_model(graph if isinstance(graph, bytes) else str(graph))
@@ -235,8 +234,6 @@ def _save(model: Any, out: Path, floats: FloatPrecision = "f32") -> tuple[Path, 
 def _nncf(calibration: Calibration, preset: Preset, in_float: set[str]) -> Any:
     model = _read(calibration.source)
     with _silent():
-        # Without this variable NNCF reports its use to its makers.
-        os.environ.setdefault("NNCF_CI", "1")
         try:
             import nncf
         except ImportError as error:

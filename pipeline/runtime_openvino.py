@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -10,6 +11,11 @@ import numpy as np
 
 from pipeline.errors import CannotRunHereError, InputError
 from pipeline.runtime import Answer, Crops, check_crops
+
+# Importing OpenVINO tells its makers of it over the network, from a child forked among threads, which may hang for
+# ever. It does without where the package that tells is missing, and so does NNCF; so here it is missing, whoever
+# imports them later.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 FloatPrecision = Literal["f32", "bf16"]
 FLOAT_PRECISION_KEY: Final = ["stillface", "float_precision"]

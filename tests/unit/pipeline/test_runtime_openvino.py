@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,3 +59,37 @@ def test_signals_are_heard_after_a_runtime_is_gone(graph: Path) -> None:
         timeout=120,
     )
     assert ended.returncode == 0, ended.stderr
+
+
+_WATCHED = """
+import sys, time
+from pathlib import Path
+
+seen = []
+sys.addaudithook(lambda event, _: event in ("os.fork", "socket.getaddrinfo", "socket.connect") and seen.append(event))
+from pipeline.runtime_openvino import OpenVinoRuntime
+OpenVinoRuntime(Path(sys.argv[1]), threads=1)
+if len(sys.argv) > 2:
+    import nncf
+time.sleep(1)  # reports are sent by a thread
+assert not seen, seen
+"""
+
+
+@pytest.mark.parametrize("also", [(), ("nncf",)], ids=["serving", "export"])
+def test_nobody_is_told_that_it_is_used(graph: Path, tmp_path: Path, also: tuple[str, ...]) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    # on build servers it keeps silent by itself
+    silent = ("CI", "TF_BUILD", "JENKINS_URL", "NNCF_CI", "NNCF_DEV")
+    elsewhere = {name: value for name, value in os.environ.items() if name not in silent}
+    ended = subprocess.run(
+        [sys.executable, "-c", _WATCHED, str(graph), *also],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**elsewhere, "HOME": str(home)},
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert not (home / "intel").exists()
