@@ -24,10 +24,9 @@ from benchmarks.table_heat import Made, milliseconds, run_heat
 from benchmarks.table_plan import Effort, Entry
 from benchmarks.table_ratios import process_spread, ratios_of
 from benchmarks.table_result import EndToEnd, Interval, Network, Row, Table, Training
-from benchmarks.ways import ANCHOR, Way
+from benchmarks.ways import ANCHOR, ANCHOR_NETWORK, Way
 from benchmarks.worker_process import ROOT, Worker, WorkerFailedError
 
-ANCHOR_NETWORK: Final = "stage2"
 WALKS: Final = (
     ("teacher", "onnx"),
     ("stage2", "onnx"),

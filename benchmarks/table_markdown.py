@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from benchmarks.table_ratios import said
+from benchmarks.table_ratios import disturbed, said
 from benchmarks.table_result import (
     MEMORY_KINDS,
     PUBLISHED,
@@ -18,7 +18,7 @@ from benchmarks.table_result import (
     Row,
     Table,
 )
-from benchmarks.ways import WAYS
+from benchmarks.ways import ANCHOR, ANCHOR_NETWORK, WAYS
 
 
 def summary(table: Table) -> str:
@@ -202,12 +202,26 @@ def _megabytes(network: Network, form: str) -> str:
 
 def _latencies(table: Table) -> str:
     ways = [way for way in dict.fromkeys(row.way for row in table.rows) if any(_measured(table, way))]
-    return lines_of(
+    text = lines_of(
         ("network", *(WAYS[way].title for way in ways)),
         (
             (f"{network.title} @{network.image_size}", *(_cell(table.row(network.key, way)) for way in ways))
             for network in table.networks
         ),
+    )
+    return "\n\n".join(filter(None, (text, _disturbed(table))))
+
+
+def _disturbed(table: Table) -> str:
+    """What the anchor tells of the machine; empty where it was alike for all."""
+    found = disturbed(table.rows)
+    if not found:
+        return ""
+    anchor = f"{table.network(ANCHOR_NETWORK).title} in {ANCHOR.title}"
+    slowed = ", ".join(f"{times:.2f} times in {WAYS[way].title}" for way, times in found.items())
+    return (
+        f"Beside every way, {anchor} is asked in turns. Beside some it took longer than at its best: "
+        f"{slowed}. Milliseconds there are too many by up to as much; ratios are within one way, or divided by that."
     )
 
 

@@ -21,6 +21,7 @@ from benchmarks.table_result import (
 )
 
 _MEMORY_SLACK: Final = 1.1
+_DISTURBED: Final = 1.1
 _DEVIATIONS: Final = 2
 """Standard deviations on either side that hold 95 %."""
 PAIRS: Final = (
@@ -54,6 +55,13 @@ def ratios_of(
         _widened(item, _memory_spread(networks, at, item.way) if item.what == "memory" else spread)
         for item in found
     )
+
+
+def disturbed(rows: Sequence[Row]) -> dict[str, float]:
+    """Ways beside which the anchor was over a tenth slower than at its best, and how many times."""
+    anchor = {row.way: float(np.median(row.anchor_ms)) for row in rows if row.anchor_ms}
+    best = min(anchor.values(), default=0.0)
+    return {way: taken / best for way, taken in anchor.items() if taken > _DISTURBED * best}
 
 
 def process_spread(networks: Sequence[Network], rows: Sequence[Row]) -> float | None:

@@ -87,6 +87,8 @@ WAYS: Final[dict[str, Way]] = {way.name: way for way in (*CPU, *GPU)}
 
 ANCHOR: Final = WAYS["onnx"]
 """One network runs this way in every heat, so that heats, which are apart in time, can be compared."""
+ANCHOR_NETWORK: Final = "stage2"
+"""Its key."""
 SIDE_WAYS: Final = (
     "torch",
     "onnx",

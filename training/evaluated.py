@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.bundle import open_bundle
+from pipeline.bundle import open_bundle, read_manifest
 from pipeline.errors import InputError
 from pipeline.manifest import MANIFEST_NAME
 from pipeline.runtime import open_artefact
@@ -167,7 +167,7 @@ def refuse_unused(
             )
         return
     if artefact is None:
-        names = ", ".join(item.name for item in open_bundle(path).manifest.artefacts)
+        names = ", ".join(item.name for item in read_manifest(path).artefacts)
         raise InputError(f"{path} is a bundle: say which of its artefacts to measure, --artefact {names}.")
     if device != "cpu":
         raise InputError(f"{path} is a bundle: an artefact runs where it was made for. Leave --device out.")

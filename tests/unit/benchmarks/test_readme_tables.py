@@ -11,6 +11,7 @@ import pytest
 from benchmarks.machine import environment
 from benchmarks.readme import RESULTS, ROOT, update
 from benchmarks.serve_table import serve_table
+from benchmarks.table_markdown import summary
 from benchmarks.table_result import Interval, Network, Row, Table
 from pipeline.errors import InputError
 
@@ -60,6 +61,19 @@ def test_a_stale_page_of_the_whole_table_is_noticed(tmp_path: Path) -> None:
     page = results / "table.md"
     page.write_text(page.read_text().replace("0.8125", "0.9125"))
     assert not update(readme, results, check=True)
+
+
+def test_a_disturbed_way_is_named_beneath_the_milliseconds() -> None:
+    table = small_table()
+    network = table.networks[0].model_copy(update={"key": "stage2", "title": "student"})
+    rows = tuple(
+        Row(network="stage2", way=way, round_ms=(9.0,), anchor_ms=(taken,))
+        for way, taken in (("onnx", 64.0), ("openvino", 80.0))
+    )
+    told = summary(table.model_copy(update={"networks": (*table.networks, network), "rows": rows}))
+    assert "student in ONNX Runtime fp32 is asked in turns" in told
+    assert "1.25 times in OpenVINO fp32" in told
+    assert "is asked in turns" not in summary(table)
 
 
 def small_table() -> Table:

@@ -12,7 +12,7 @@ from benchmarks.interleaved import ratio, ratio_across
 from benchmarks.network_cost import cost_of
 from benchmarks.table_heat import milliseconds
 from benchmarks.table_plan import choose_ways, entries, named
-from benchmarks.table_ratios import agreement, disagreements, process_spread, ratios_of
+from benchmarks.table_ratios import agreement, disagreements, disturbed, process_spread, ratios_of
 from benchmarks.table_result import Network, Ratio, Row
 from pipeline.errors import InputError
 from training.networks import NetworkSpec, build_from_spec
@@ -50,6 +50,19 @@ def test_heats_are_tied_by_their_anchor() -> None:
     found = ratio_across(8 * noise[0], 2 * noise[1], 4 * drift * noise[2], 2 * drift * noise[3])
     assert found.low < 2 < found.high
     assert found.high - found.low < 0.1
+
+
+def test_a_way_that_was_measured_on_a_disturbed_machine_is_told() -> None:
+    def row(way: str, *anchor_ms: float) -> Row:
+        return Row(network="stage2", way=way, round_ms=(1.0, 1.0, 1.0), anchor_ms=anchor_ms)
+
+    quiet = [
+        row("onnx", 64, 65, 80),
+        row("openvino", 66, 66, 67),
+        Row(network="stage2", way="torch", reason="no"),
+    ]
+    assert disturbed(quiet) == {}
+    assert disturbed([*quiet, row("openvino-int8", 79, 60, 80)]) == {"openvino-int8": pytest.approx(79 / 65)}
 
 
 @pytest.mark.parametrize(("factor", "flagged"), [(1.0, False), (1.2, True), (1.04, False)])
