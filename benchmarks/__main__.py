@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -184,6 +185,23 @@ def export(
     from benchmarks.export_speed import markdown, run
 
     result = run(student, teacher, data, images=images, rounds=rounds, threads=threads)
+    _report(result, markdown(result), out)
+
+
+@app.command()
+def gate(
+    network: Networks,
+    data: Annotated[Path, typer.Option(help="Prepared folder that formats are proven on.")],
+    formats: Annotated[str, typer.Option(help="Comma-separated; by default all that can be made here.")] = "",
+    images: Annotated[int, typer.Option(min=2, help="Labelled crops of the gate.")] = 300,
+    threads: Threads = None,
+    out: Out = None,
+) -> None:
+    """What the parity gate says of each format of any networks, and what exporting them takes."""
+    from benchmarks.gate import markdown, run
+
+    tell = partial(typer.echo, err=True)
+    result = run(network, data, formats=formats, images=images, threads=threads, tell=tell)
     _report(result, markdown(result), out)
 
 
