@@ -255,10 +255,15 @@ def _prove_reference(
 ) -> ArtefactVerdict:
     """The links that all others stand on: the traced program, its ONNX file as it is, and optimised."""
     chain = subject.chain
-    program = ProgramRuntime(subject.detector)
-    chain.measure(PROGRAM, program, "fp32", before=chain.label, faces=SOME_FACES)
-    plain = OnnxRuntime(path, threads=threads, optimise=False)
-    chain.measure(ONNX_OFF, plain, "fp32", before=PROGRAM, faces=SOME_FACES)
+    # Neither has a name here: each keeps the memory of its largest batch for as long as it is held.
+    chain.measure(PROGRAM, ProgramRuntime(subject.detector), "fp32", before=chain.label, faces=SOME_FACES)
+    chain.measure(
+        ONNX_OFF,
+        OnnxRuntime(path, threads=threads, optimise=False),
+        "fp32",
+        before=PROGRAM,
+        faces=SOME_FACES,
+    )
     return prove_with(chain, entry, lambda: OnnxRuntime(path, threads=threads), opened, before=ONNX_OFF)
 
 

@@ -12,7 +12,7 @@ from export.parity_report import ArtefactVerdict, Drift, LinkReport
 from export.speed_gate import speedup
 from pipeline.errors import CannotRunHereError, InputError
 from pipeline.manifest import Artefact, BundleFile, Parity, Unproven
-from pipeline.runtime import open_artefact
+from pipeline.runtime import GivesBack, open_artefact
 
 PROGRAM = "torch.export program"
 ONNX_OFF = "onnx, optimiser off"
@@ -24,7 +24,7 @@ _DRIFT_CROPS = 8
 _WORST_LAYERS = 12
 
 Opened = dict[str, Runs]
-"""Runtimes that are open, by artefact: the fp32 one is needed again to time the others against."""
+"""The fp32 runtimes, by artefact: int8 is timed against them."""
 
 
 def prove(
@@ -42,7 +42,7 @@ def prove(
         chain: With the links measured that it was made from.
         item: What was built.
         folder: Of the bundle.
-        opened: Runtimes opened so far; this one is added.
+        opened: The fp32 runtimes so far; if it is one, this is added.
         graph: The fp32 ONNX file; an ONNX file that is broken is compared with it layer by layer.
         threads: CPU threads.
     """
@@ -106,9 +106,12 @@ def prove_with(
         return ArtefactVerdict(
             name=item.name, verdict="broken", reason=str(error), first_broken=here, notes=item.notes
         )
-    opened[item.name] = runtime
     faces = None if item.precision == "int8" else SOME_FACES
     chain.measure(item.name, runtime, item.precision, before=before, max_batch=item.max_batch, faces=faces)
+    if item.precision == "fp32":
+        opened[item.name] = runtime
+        if isinstance(runtime, GivesBack):
+            runtime.give_back()  # of a teacher's largest batch, before making int8 needs memory of its own
     links, first = chain.path_to(item.name), chain.first_broken(item.name)
     verdict = ArtefactVerdict(name=item.name, verdict="passed", links=links, notes=item.notes)
     if first is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,6 +281,29 @@ def test_int8_that_is_no_faster_is_not_worth_it(whole: Whole) -> None:
     assert verdict.verdict == "not worth it"
     assert (verdict.speedup or 1) < 1
     assert "times the speed of fp32 in onnxruntime" in (verdict.reason or "")
+
+
+class Weighed(OnnxRuntime):
+    """Counts how often it was rid of the memory of its largest batch."""
+
+    given_back = 0
+
+    def give_back(self) -> None:
+        self.given_back += 1
+        super().give_back()
+
+
+def test_only_what_int8_is_timed_against_stays_open(whole: Whole) -> None:
+    chain, opened = fresh(whole), Opened()
+    runtimes = [Weighed(whole.onnx, threads=1) for _ in range(2)]
+    half, full = (weakref.ref(runtime) for runtime in runtimes)
+    prove_with(chain, entry(whole.onnx), runtimes.pop, opened, before=PYTORCH)
+    prove_with(chain, entry(whole.onnx, "fp16", "onnx-fp16"), runtimes.pop, opened, before="onnx")
+    kept = full()
+    assert opened == {"onnx": kept}
+    assert kept is not None
+    assert kept.given_back == 1
+    assert half() is None
 
 
 def noisy(amount: float) -> Callable[[Answer, Crops], Answer]:
