@@ -113,6 +113,7 @@ def build(item: Format, ingredients: Ingredients) -> Built:
     """Make one format and remember it for those made from it.
 
     Raises:
+        DoesNotFitError: The network is beyond float16, of which the format is made.
         InputError: It cannot be made from this network or on this machine.
     """
     if item.name not in _BUILDERS:

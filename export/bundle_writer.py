@@ -74,7 +74,7 @@ def settle(
     Args:
         folder: The bundle's; the files of `built` lie in it.
         built: What was built, or was unproven before.
-        report: With a verdict for each.
+        report: With a verdict for each, and for those that could not be built.
 
     Returns:
         What goes into the manifest: proven, rejected and unproven artefacts, in the order given.
@@ -96,6 +96,8 @@ def settle(
         else:
             move(folder, item, REJECTED)
             rejected.append(reject(folder, verdict, report))
+    names = {item.name for item in built}
+    rejected += [reject(folder, item, report) for item in report.artefacts if item.name not in names]
     return tuple(artefacts), tuple(rejected), tuple(unproven)
 
 

@@ -13,22 +13,22 @@ import torch
 from rich.console import Console
 
 from export.agreement import Decisions
-from export.build import Ingredients, build
+from export.build import Ingredients
 from export.bundle_writer import check_place, new_folder, put_in_place, reject, settle, write_manifest
 from export.facts import gates, machine, network_facts, training_facts, versions
 from export.formats import REFERENCE, Format
 from export.labelled_crops import LabelledCrops, gather, gather_for_ranges
+from export.make_and_prove import make_and_prove
 from export.model_card import model_card
 from export.parity_chain import ParityChain
-from export.parity_gate import noise_to_lose
 from export.parity_inputs import ParityInputs, build_inputs, digest, drawn_crops
 from export.parity_page import verdict_table
 from export.parity_plots import plot_differences, plot_scores
 from export.parity_report import ArtefactVerdict, ParityReport, ShownCrops, stored_unsure
-from export.prove import ONNX_OFF, PROGRAM, SOME_FACES, Opened, locate, prove, prove_with
+from export.prove import Opened
 from export.rounding import doubt_of
 from export.score_calibration import calibrate
-from export.torch_runtimes import EagerRuntime, ProgramRuntime, answer_all
+from export.torch_runtimes import EagerRuntime, answer_all
 from pipeline import assets
 from pipeline.bundle import Bundle, describe_file, open_bundle
 from pipeline.cuda_device import find_device
@@ -44,14 +44,9 @@ from pipeline.manifest import (
 )
 from pipeline.metrics import MetricsReport
 from pipeline.runtime import Answer
-from pipeline.runtime_onnx import OnnxRuntime
 from training.checkpoint import CheckpointInfo, load_detector
 from training.index import Split
 from training.networks import Detector
-
-_MORE_TRIES = 3
-"""Times that an int8 format is made anew with less noise."""
-_SPARE_DB = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +107,7 @@ def export_bundle(settings: ExportSettings, console: Console) -> Bundle:
     with _torch_threads(settings.threads), new_folder(settings.out) as folder:
         subject = _examine(settings, console)
         ingredients = _ingredients(settings, subject, folder)
-        built, verdicts = _walk(settings, subject, ingredients, console)
+        built, verdicts = _walk(settings.formats, subject.chain, ingredients, console)
         report = _report(subject, verdicts, settings, time.perf_counter() - start)
         _refuse_broken_reference(folder, settings.out, report)
         manifest = _finish(folder, settings, subject, built, report, ingredients.range_notes)
@@ -189,82 +184,21 @@ def _decisions(subject: Subject) -> Decisions:
 
 
 def _walk(
-    settings: ExportSettings, subject: Subject, ingredients: Ingredients, console: Console
+    formats: tuple[Format, ...], chain: ParityChain, ingredients: Ingredients, console: Console
 ) -> tuple[list[Unproven], list[ArtefactVerdict]]:
     """Build and measure, link by link; nothing is built on an ONNX file that is broken."""
     opened = Opened()
     built: list[Unproven] = []
     verdicts: list[ArtefactVerdict] = []
-    for item in settings.formats:
+    for item in formats:
         with _step(console, item.name):
-            entry, verdict = _make(item, settings, subject, ingredients, opened)
-            for _ in range(_MORE_TRIES):
-                if not _ask_for_less_noise(item, subject, ingredients, verdict):
-                    break
-                entry, verdict = _make(item, settings, subject, ingredients, opened)
-            if item.name != REFERENCE:
-                graph, folder = ingredients.built[REFERENCE].files[0], ingredients.folder.parent
-                verdict = locate(subject.chain, entry, folder, verdict, graph, threads=settings.threads)
-        built.append(entry)
+            entry, verdict = make_and_prove(item, chain, ingredients, opened)
+        if entry is not None:
+            built.append(entry)
         verdicts.append(verdict)
         if item.name == REFERENCE and verdict.verdict != "passed":
             break
     return built, verdicts
-
-
-def _make(
-    item: Format, settings: ExportSettings, subject: Subject, ingredients: Ingredients, opened: Opened
-) -> tuple[Unproven, ArtefactVerdict]:
-    """Build one format and prove it."""
-    made = build(item, ingredients)
-    entry = Unproven(
-        name=item.name,
-        runtime=item.runtime,
-        precision=item.precision,
-        files=tuple(describe_file(ingredients.folder.parent, path) for path in made.files),
-        reason="not measured yet",
-        max_batch=made.max_batch,
-        engine=made.engine,
-        notes=made.notes,
-    )
-    if item.name == REFERENCE:
-        return entry, _prove_reference(subject, entry, made.files[0], opened, settings.threads)
-    return entry, prove(subject.chain, entry, ingredients.folder.parent, opened, threads=settings.threads)
-
-
-def _ask_for_less_noise(
-    item: Format, subject: Subject, ingredients: Ingredients, verdict: ArtefactVerdict
-) -> bool:
-    """Whether int8 failed by its noise alone; then more layers are to stay in float the next time.
-
-    The search holds its bounds on other faces, and expects of the gate's what then is counted.
-    """
-    sqnr, link = ingredients.built[item.name].sqnr_db, subject.chain.links.get(item.name)
-    own_fault = verdict.first_broken is not None and verdict.first_broken.endswith(f" -> {item.name}")
-    if sqnr is None or link is None or not own_fault:
-        return False
-    missing = noise_to_lose(link)
-    if missing is None:
-        return False
-    ingredients.wanted_db[item.name] = sqnr + missing + _SPARE_DB
-    return True
-
-
-def _prove_reference(
-    subject: Subject, entry: Unproven, path: Path, opened: Opened, threads: int | None
-) -> ArtefactVerdict:
-    """The links that all others stand on: the traced program, its ONNX file as it is, and optimised."""
-    chain = subject.chain
-    # Neither has a name here: each keeps the memory of its largest batch for as long as it is held.
-    chain.measure(PROGRAM, ProgramRuntime(subject.detector), "fp32", before=chain.label, faces=SOME_FACES)
-    chain.measure(
-        ONNX_OFF,
-        OnnxRuntime(path, threads=threads, optimise=False),
-        "fp32",
-        before=PROGRAM,
-        faces=SOME_FACES,
-    )
-    return prove_with(chain, entry, lambda: OnnxRuntime(path, threads=threads), opened, before=ONNX_OFF)
 
 
 def _report(

@@ -22,6 +22,10 @@ HALF_MAX: Final = float(torch.finfo(torch.float16).max)
 _BATCH = 4
 
 
+class DoesNotFitError(InputError):
+    """A value of a network is beyond what float16 can hold; the message names the layer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Peak:
     """The largest value in a network.
@@ -51,7 +55,7 @@ def find_peak(detector: Detector, crops: Crops) -> Peak:
         crops: uint8 RGB [N, image_size, image_size, 3]; extreme ones (black, white, noise) find extreme values.
 
     Raises:
-        InputError: The value does not fit float16, or a weight does not.
+        DoesNotFitError: The value does not fit float16, or a weight does not.
     """
     peaks: dict[str, Tensor] = {
         f"the weights {name}": value.abs().max()
@@ -70,7 +74,7 @@ def find_peak(detector: Detector, crops: Crops) -> Peak:
             hook.remove()
     for name, value in peaks.items():  # as the crops pass them, so that the first is the culprit
         if not value <= HALF_MAX:  # NaN is not
-            raise InputError(
+            raise DoesNotFitError(
                 f"{detector.spec.name} cannot be exported in fp16: {name} reaches {float(value):.3g}, and float16 ends "
                 f"at {HALF_MAX:.0f}. Leave the fp16 formats out of --formats, or train with a smaller lr or more "
                 "weight decay."

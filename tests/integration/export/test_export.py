@@ -20,10 +20,11 @@ import export.onnx_graph
 from export.exporter import ExportSettings, export_bundle
 from export.formats import parse_formats
 from export.parity_report import read_parity
+from export.reprove import ProofSettings, prove_bundle
 from pipeline.bundle import open_bundle
 from pipeline.errors import InputError, NotProvenError
 from pipeline.runtime import open_artefact
-from training.checkpoint import load_detector
+from training.checkpoint import load_detector, save_checkpoint
 from training.index import read_index, write_index
 from training.networks import Detector
 
@@ -93,6 +94,47 @@ def test_nothing_else_lies_in_the_bundle(exported_bundle: Path) -> None:
         "parity_differences.png",
         "parity_scores.png",
     }
+
+
+@pytest.fixture
+def beyond_half(checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint whose activations reach a million inside one block and are sane again behind it."""
+    detector, info = load_detector(checkpoint)
+    block = detector.backbone.stages[1][0]
+    with torch.no_grad():
+        block.conv1_1x1.bn.weight.mul_(1e6)
+        block.conv2_kxk.conv.weight.mul_(1e-6)
+    save_checkpoint(tmp_path / "beyond.pth", detector.state_dict(), info)
+    return tmp_path / "beyond.pth"
+
+
+def test_a_network_beyond_float16_costs_only_the_formats_in_float16(
+    beyond_half: Path, prepared: Path, tmp_path: Path
+) -> None:
+    formats = parse_formats("onnx,onnx-fp16,openvino,tensorrt-rtx")
+    chosen = settings(beyond_half, prepared, tmp_path / "bundle", formats=formats)
+    with pytest.raises(NotProvenError, match=r"onnx-fp16 \(checkpoint -> onnx-fp16\)"):
+        export_bundle(chosen, Console(quiet=True))
+    bundle = open_bundle(chosen.out)
+    assert [item.name for item in bundle.manifest.artefacts] == ["onnx", "openvino"]
+    assert [item.name for item in bundle.manifest.rejected] == ["onnx-fp16", "tensorrt-rtx"]
+    for item in bundle.manifest.rejected:
+        assert "conv1_1x1" in item.reason
+        assert "float16 ends at 65504" in item.reason
+        assert sorted(path.name for path in (chosen.out / "rejected" / item.name).iterdir()) == [
+            "report.json",
+            "report.md",
+        ]
+    assert "float16 ends at 65504" in (chosen.out / "model_card.md").read_text(encoding="utf-8")
+    assert "| onnx-fp16 | broken |" in (chosen.out / "parity.md").read_text(encoding="utf-8")
+    assert verdicts_again(chosen.out) == {"onnx": "passed", "openvino": "passed"}
+
+
+def verdicts_again(bundle: Path) -> dict[str, str]:
+    """What `stillface parity` says of a bundle, without faces."""
+    proof = ProofSettings(bundle, checkpoint=None, data=None, threads=1, write=False)
+    report = prove_bundle(proof, Console(quiet=True))
+    return {item.name: item.verdict for item in report.artefacts}
 
 
 def test_the_same_settings_give_the_same_graph_and_replace_the_bundle(
