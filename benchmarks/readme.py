@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import export_speed, train_step
+from benchmarks import export_speed, gate, train_step
 from benchmarks.serve_table import serve_table
 from benchmarks.table_markdown import full, summary
 from benchmarks.table_ratios import agreement
@@ -22,6 +22,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 TABLE, AGAIN = "table.json", "table-again.json"
 SERVED = ("serve-demo.json", "serve-student.json")
 EXPORTED = ("export.json", "export-random.json")
+PROVEN = ("gate.json",)
 
 
 def update(readme: Path = ROOT / "README.md", results: Path = RESULTS, *, check: bool = False) -> bool:
@@ -42,6 +43,7 @@ def update(readme: Path = ROOT / "README.md", results: Path = RESULTS, *, check:
         ("speed", speed_table),
         ("serve", served_table),
         ("export", export_table),
+        ("gate", gate_table),
     )
     for name, text_of in tables:
         new = _between(new, name, text_of(results))
@@ -121,6 +123,18 @@ def served_table(results: Path) -> str:
 def export_table(results: Path) -> str:
     """What the int8 formats are worth on a CPU: with trained weights by the gate, and with every layer in int8."""
     return "\n\n".join(_exported(name, _read(results / name)) for name in EXPORTED)
+
+
+def gate_table(results: Path) -> str:
+    """What the gate said of every format of the full-size networks, trained and not."""
+    return "\n\n".join(_proven(name, _read(results / name)) for name in PROVEN)
+
+
+def _proven(name: str, result: dict[str, Any]) -> str:
+    return (
+        f"{gate.markdown(result)}\n\n(`{result['command']}`, {result['processor']}; "
+        f"[whole reports](benchmarks/results/{name}))"
+    )
 
 
 def _exported(name: str, result: dict[str, Any]) -> str:
