@@ -1,7 +1,6 @@
 """Sends networks of any size through all of `stillface export` and keeps what the parity gate said of each format.
 
-Trained weights are what the gate is for; random ones show that the chain carries a network as it is built, and that
-int8 is refused where there is nothing to tell apart.
+Trained weights are what the gate is for; random ones ask whether the chain carries a network as it is built.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import Any, Final
 
 from benchmarks.machine import environment
 from benchmarks.making import RANDOM, write_random
+from benchmarks.resident import of_usage
 from benchmarks.table_plan import Entry, named
 from export.parity_page import verdict_table
 from export.parity_report import ParityReport, read_parity
@@ -104,7 +104,7 @@ def _run_and_watch(words: Sequence[str]) -> tuple[int, int, str]:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         said.seek(0)
-        return process.returncode, usage.ru_maxrss << 10, said.read()
+        return process.returncode, of_usage(usage), said.read()
 
 
 def _shown(item: Mapping[str, Any]) -> str:

@@ -14,12 +14,12 @@ _STATUS, _REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 def now() -> int:
     """Bytes resident now; elsewhere than on Linux at most so far."""
-    return _field("VmRSS") or _by_usage()
+    return _field("VmRSS") or of_usage(resource.getrusage(resource.RUSAGE_SELF))
 
 
 def peak() -> int:
     """Bytes resident at most, since `reset_peak` where that works."""
-    return _field("VmHWM") or _by_usage()
+    return _field("VmHWM") or of_usage(resource.getrusage(resource.RUSAGE_SELF))
 
 
 def reset_peak() -> bool:
@@ -31,6 +31,11 @@ def reset_peak() -> bool:
     return True
 
 
+def of_usage(usage: resource.struct_rusage) -> int:
+    """Bytes resident at most in a process, by what the system tells of it."""
+    return usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
+
+
 def _field(name: str) -> int | None:
     if not _STATUS.is_file():
         return None
@@ -38,8 +43,3 @@ def _field(name: str) -> int | None:
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     return None
-
-
-def _by_usage() -> int:
-    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found if sys.platform == "darwin" else found * 1024
