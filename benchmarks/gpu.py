@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--way", action="append", help="only this way; may be given again")
     parser.add_argument("--rival", action="append", help="NAME@SIZE, any name of timm; may be given again")
     parser.add_argument("--threads", type=int, help="of the CPU; by default all cores")
+    parser.add_argument("--minutes", type=float, help="after which no other way is begun; by default none")
     parser.add_argument("--config", type=Path, default=Path("configs/config_SBI.json"))
     parser.add_argument("--set", action="append", default=[], help="key=value of the training settings")
     parser.add_argument("--out", type=Path, default=Path("output/table/gpu.json"))
@@ -39,6 +40,7 @@ def main() -> None:
             threads=given.threads,
             config=given.config,
             overrides=given.set,
+            minutes=given.minutes,
         )
     )
 

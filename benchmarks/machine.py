@@ -19,6 +19,7 @@ PACKAGES = (
     "timm",
     "onnx",
     "onnxruntime",
+    "onnxruntime-gpu",
     "openvino",
     "nncf",
     "tensorrt",

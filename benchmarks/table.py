@@ -54,6 +54,7 @@ def run(
     config: Path | None = None,
     overrides: Sequence[str] = (),
     batch: int = TRAIN_BATCH,
+    minutes: float | None = None,
 ) -> Table:
     """Measure the whole table.
 
@@ -66,6 +67,8 @@ def run(
         config: Settings whose training steps are measured; None leaves them out.
         overrides: `key=value` for those.
         batch: Images of a training step.
+        minutes: After which no other way is begun: on a machine that is paid for, a table that lacks some ways is
+            better than none.
 
     Returns:
         Everything that could be measured, and for the rest why not.
@@ -85,19 +88,23 @@ def run(
     )
     with tempfile.TemporaryDirectory() as scratch:
         made = _make_all(entries, ways, Path(scratch), threads, progress)
-        anchor = made.get(ANCHOR_NETWORK)
-        anchor = anchor if anchor is not None and ANCHOR.file in anchor.files else None
-        rows: list[Row] = []
-        for way, chosen in heats:
-            rows += run_heat(
-                way, [made[entry.key] for entry in chosen], anchor, effort, threads, progress.step
-            )
-        ends = tuple(_walk(made[key], way, threads, progress) for key, way in walks)
         training = tuple(
             _train(stage, title, config, made, overrides, effort, batch, threads, progress)
             for stage, title in stages
             if config is not None
         )
+        anchor = made.get(ANCHOR_NETWORK)
+        anchor = anchor if anchor is not None and ANCHOR.file in anchor.files else None
+        rows: list[Row] = []
+        for way, chosen in heats:
+            if minutes is not None and time.perf_counter() - begun > 60 * minutes:
+                late = f"not begun within {minutes:g} minutes"
+                rows += [Row(network=entry.key, way=way.name, reason=late) for entry in chosen]
+                continue
+            rows += run_heat(
+                way, [made[entry.key] for entry in chosen], anchor, effort, threads, progress.step
+            )
+        ends = tuple(_walk(made[key], way, threads, progress) for key, way in walks)
     networks = tuple(network for entry in entries if (network := _network(made[entry.key])) is not None)
     return Table(
         machine=where,

@@ -14,7 +14,7 @@ from benchmarks.compare import Clock, checked_out, compare_trees, markdown
 from benchmarks.progress import Progress
 from benchmarks.table import TRAIN_BATCH, run
 from benchmarks.table_markdown import full, memory_text, missing_text, rows_text, summary
-from benchmarks.table_plan import FULL, QUICK, RIVALS, choose_ways, entries, named, quick_entries
+from benchmarks.table_plan import FULL, ON_GPU, QUICK, RIVALS, choose_ways, entries, named, quick_entries
 from benchmarks.table_ratios import disagreements
 from benchmarks.table_result import Table, read_table
 from pipeline.storage import write_whole
@@ -44,6 +44,7 @@ class Choice:
     config: Path = Path("configs/config_SBI.json")
     overrides: Sequence[str] = ()
     against: Path | None = None
+    minutes: float | None = None
 
 
 def run_table(choice: Choice) -> bool:
@@ -64,12 +65,13 @@ def run_table(choice: Choice) -> bool:
         table = run(
             chosen,
             ways,
-            QUICK if choice.quick else FULL,
+            QUICK if choice.quick else ON_GPU if choice.gpu else FULL,
             progress,
             threads=choice.threads or cores(),
             batch=GPU_TRAIN_BATCH if choice.gpu else TRAIN_BATCH,
             config=choice.config,
             overrides=(*(QUICK_TRAINING if choice.quick else ()), *choice.overrides),
+            minutes=choice.minutes,
         )
     write(table, choice.out)
     sys.stdout.write(f"{summary(table)}\n\n{choice.out}, {choice.out.with_suffix('.md')}\n")

@@ -50,6 +50,7 @@ class Lane:
     batches: dict[int, list[float]] = field(default_factory=dict)
     batch_core: dict[int, list[float]] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
+    joules: float | None = None
 
     def start(self, threads: int) -> None:
         """Start the process, which begins to load its libraries; or note that the network's file was not made."""
@@ -106,6 +107,16 @@ class Lane:
             self.batches.setdefault(size, []).append(found["wall"][0] / size)
             self.batch_core.setdefault(size, []).append(found["processor"] / size)
 
+    def count_energy(self, seconds: float) -> None:
+        """What a crop takes at the batch with the most crops per second; not told where nothing counts it."""
+        if self.worker is None or self.reason is not None:
+            return
+        best = min(self.batches, key=lambda size: float(np.median(self.batches[size])), default=1)
+        try:
+            self.joules = self.worker.ask("energy", batch=best, seconds=seconds)["joules"]
+        except WorkerFailedError:
+            self.joules = None
+
     def finish(self) -> None:
         """Ask for the memory and end the process."""
         self.memory = {**self.opened.get("memory", {}), **self.memory, **(self.ask("memory") or {})}
@@ -139,6 +150,7 @@ class Lane:
             by_batch=rates,
             batch_core_ms=1000 * float(np.median(of_best)),
             memory=self.memory,
+            joules=self.joules,
             ready_seconds=self.opened["ready_seconds"],
         )
 
@@ -195,6 +207,8 @@ def run_heat(
                     if number == 0:
                         crowd[place].time_batch(size, counts=False)  # the first of a size allocates
                     crowd[place].time_batch(size, counts=True)
+        for lane in crowd if way.device == "cuda" else ():
+            lane.count_energy(effort.energy_seconds)
     finally:
         for lane in everyone:
             lane.finish()

@@ -230,7 +230,9 @@ def _measured(table: Table, way: str) -> Iterator[Row]:
 
 
 def _cell(row: Row | None) -> str:
-    return "-" if row is None or row.p50 is None else f"{row.p50.value:.1f}"
+    if row is None or row.p50 is None:
+        return "-"
+    return f"{row.p50.value:.{1 if row.p50.value >= 10 else 2}f}"
 
 
 def rows_text(table: Table) -> str:
@@ -238,7 +240,7 @@ def rows_text(table: Table) -> str:
     return lines_of(
         (
             "network", "way", "n", "p50 (ms)", "p90", "p99", "core ms per crop", "crops/s by batch", "best batch",
-            "core hours per million crops", "ready after (s)",
+            "core hours per million crops", "GPU joules per crop", "ready after (s)",
         ),
         (
             (
@@ -252,6 +254,7 @@ def rows_text(table: Table) -> str:
                 ", ".join(f"{size}: {rate:.1f}" for size, rate in row.by_batch.items()),
                 row.best_batch or "",
                 _or_dash(row.batch_core_ms and row.batch_core_ms / 3.6, "{:.1f}"),
+                _or_dash(row.joules, "{:.2g}"),
                 _or_dash(row.ready_seconds, "{:.1f}"),
             )
             for row in table.rows
@@ -352,7 +355,8 @@ def _how(table: Table) -> str:
         "the last is answered. Offline-like: full batches one after the other. MLPerf's own rules ask for 270,336 "
         "samples before a 99th percentile may be named; here a percentile is shown where three samples lie beyond "
         "it. Crops are noise of the network's size. Int8 has every layer in int8: what `stillface export` ships may "
-        "keep some in float. Core time is that of all cores together. Energy is not measured. A dash in the "
+        "keep some in float. Core time is that of all cores together. Energy is a GPU's own, by its counter, at the best "
+        "batch; a CPU's is not measured. A dash in the "
         "table of latencies: widths, rivals and networks that differ in their weights only are shown in the plain "
         "ways, to end in time.\n\n"
         f"What the timer holds:\n\n{inside}"

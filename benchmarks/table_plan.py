@@ -66,6 +66,7 @@ class Effort:
         batches: Batch sizes of the Offline-like part.
         batch_rounds: Its rounds.
         train_steps: Steps of training per block, of three blocks.
+        energy_seconds: Of full batches while a GPU's energy is counted.
     """
 
     rounds: int = 10
@@ -74,10 +75,15 @@ class Effort:
     batches: tuple[int, ...] = (2, 4, 8, 16)
     batch_rounds: int = 1
     train_steps: int = 1
+    energy_seconds: float = 1.0
 
 
 FULL: Final = Effort()
-QUICK: Final = Effort(rounds=4, round_seconds=0.02, least_calls=2, batches=(2,), batch_rounds=1)
+ON_GPU: Final = Effort(batches=(2, 8, 32, 128), batch_rounds=3)
+"""A GPU is not full before dozens of crops."""
+QUICK: Final = Effort(
+    rounds=4, round_seconds=0.02, least_calls=2, batches=(2,), batch_rounds=1, energy_seconds=0.2
+)
 
 
 def entries(checkpoints: Mapping[str, Path], rivals: Sequence[str] = RIVALS) -> list[Entry]:

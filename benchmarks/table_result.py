@@ -78,6 +78,7 @@ class Row(_Model):
         by_batch: Crops per second by batch size ("Offline-like").
         batch_core_ms: Processor milliseconds per crop at the best batch.
         memory: Bytes by kind; see `MEMORY_KINDS`.
+        joules: Of the whole GPU per crop at the best batch, by the counter in it.
         ready_seconds: From opening to the first answer.
     """
 
@@ -95,6 +96,7 @@ class Row(_Model):
     by_batch: dict[int, float] = {}
     batch_core_ms: float | None = None
     memory: dict[str, int] = {}
+    joules: float | None = None
     ready_seconds: float | None = None
 
     @property
@@ -107,9 +109,10 @@ MEMORY_KINDS: Final = {
     "opening": "resident at most while it is opened and compiled, over the process with its libraries loaded",
     "running_1": "resident at most while single crops are answered, likewise",
     "running": "resident at most over all batch sizes, likewise",
-    "torch_peak": "PyTorch's allocator on the GPU, at most",
+    "torch_peak": "PyTorch's allocator on the GPU, at most, while single crops are answered",
     "torch_peak_minus_weights": "that without the weights: activations and workspaces",
-    "torch_reserved": "what that allocator took from the GPU",
+    "torch_reserved": "what that allocator took from the GPU, likewise",
+    "torch_peak_batches": "that allocator, at most, over all batch sizes",
     "device": "growth of the GPU's used memory as nvidia-smi tells it, CUDA context and engines included",
 }
 

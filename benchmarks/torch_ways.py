@@ -15,7 +15,7 @@ from pipeline.errors import CannotRunHereError
 from pipeline.runtime import Crops
 from training.checkpoint import load_detector
 
-_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_TYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchNetwork:
@@ -34,6 +34,7 @@ class TorchNetwork:
         if way.device == "cuda" and not torch.cuda.is_available():
             raise CannotRunHereError(f"PyTorch {torch.__version__} here finds no CUDA device")
         torch.set_num_threads(threads)
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = way.precision == "tf32"
         self._way, self._device = way, torch.device(way.device)
         detector = load_detector(checkpoint, self._device)[0].requires_grad_(False)
         if way.channels_last:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 Device = Literal["cpu", "cuda"]
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "int8"]
 
 _HOST: Final = "crops in the process's memory to logits and evidence there"
 _DEVICE: Final = "crops on the GPU to logits and evidence on the GPU, by CUDA events"
@@ -65,6 +65,7 @@ CPU: Final = (
 )
 GPU: Final = (
     Way("cuda", _TORCH_GPU, "fp32", "torch", "cuda", "eager"),
+    Way("cuda-tf32", _TORCH_GPU, "tf32", "torch", "cuda", "eager"),
     Way("cuda-channels-last", _TORCH_GPU, "fp32", "torch", "cuda", "channels-last", channels_last=True),
     Way("cuda-bf16", _TORCH_GPU, "bf16", "torch", "cuda", "autocast", channels_last=True),
     Way("cuda-fp16", _TORCH_GPU, "fp16", "torch", "cuda", "autocast", channels_last=True),

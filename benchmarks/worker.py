@@ -83,7 +83,28 @@ def time_calls(held: Held, batch: int, calls: int) -> dict[str, Any]:
 
 def memory(held: Held) -> dict[str, int]:
     """Bytes at most since the network was opened, over what the process had before."""
-    return {"running": resident.peak() - held.base, **_on_device(held)}
+    found = {"running": resident.peak() - held.base}
+    if device := _on_device(held):
+        found["torch_peak_batches"] = device["torch_peak"]
+    return found
+
+
+def energy(held: Held, batch: int, seconds: float) -> dict[str, Any]:
+    """Joules of the whole GPU per crop, by the counter in it, while full batches follow each other so long."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    device = pynvml.nvmlDeviceGetHandleByIndex(0)
+    timer = held.timer(batch)
+    crops = 0
+    before = pynvml.nvmlDeviceGetTotalEnergyConsumption(device)
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        timer()
+        crops += batch
+    used = pynvml.nvmlDeviceGetTotalEnergyConsumption(device) - before
+    pynvml.nvmlShutdown()
+    return {"joules": used / 1000 / crops}
 
 
 def _on_device(held: Held) -> dict[str, int]:
@@ -119,6 +140,7 @@ ORDERS: Final[dict[str, Callable[..., Any]]] = {
     "open": open_network,
     "time": time_calls,
     "memory": memory,
+    "energy": energy,
     "make": make,
     "train": train,
     "walk": walk,

@@ -21,6 +21,7 @@ PACKAGES = (
     "onnx",
     "onnxscript",
     "onnxruntime",
+    "onnxruntime-gpu",
     "openvino",
     "nncf",
     "tensorrt",

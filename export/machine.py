@@ -197,12 +197,12 @@ def _package(module: str, distribution: str, extra: str) -> Package:
     try:
         loaded = importlib.import_module(module)
         version = metadata.version(distribution)
+    except metadata.PackageNotFoundError:  # a ModuleNotFoundError too, so it comes first
+        # onnxruntime-gpu and its like bring the module under another distribution's name
+        version = str(getattr(loaded, "__version__", "unknown"))
     except ModuleNotFoundError as error:
         missing = error.name in (module, module.partition(".")[0])
         return Package(name=module, problem="is not installed" if missing else f"lacks {error.name}", fix=fix)
-    except metadata.PackageNotFoundError:
-        # onnxruntime-gpu and its like bring the module under another distribution's name
-        version = str(getattr(loaded, "__version__", "unknown"))
     except Exception as error:  # noqa: BLE001 - torch_tensorrt raises bare Exceptions without a driver
         return Package(name=module, problem=f"cannot be loaded: {error}", fix=fix)
     return Package(name=module, version=version, devices=_devices(module, loaded))

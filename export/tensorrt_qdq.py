@@ -26,10 +26,15 @@ _QDQ_OPSET: Final = 21
 
 
 def tensors_to_range(model: onnx.ModelProto, convolutions: Iterable[str]) -> tuple[str, ...]:
-    """Activations that need a range for `add_qdq`: inputs of the convolutions, and what is added to their outputs."""
+    """Activations that `add_qdq` may need a range of, for these convolutions or any of them.
+
+    Inputs of the convolutions, and what is added to their outputs: of two outputs that are added, each is a residual
+    where the other's convolution alone is chosen.
+    """
     names = _chosen(model, convolutions)
     inputs = [node.input[0] for node in model.graph.node if node.name in names]
-    return tuple(dict.fromkeys((*inputs, *_residuals(model.graph, names).values())))
+    alone = [_residuals(model.graph, frozenset({name})).values() for name in names]
+    return tuple(dict.fromkeys((*inputs, *sorted({tensor for found in alone for tensor in found}))))
 
 
 def add_qdq(
@@ -49,7 +54,8 @@ def add_qdq(
     if version < _QDQ_OPSET:
         raise InputError(f"The graph is of opset {version}; symmetric int8 needs {_QDQ_OPSET} or newer.")
     names = _chosen(model, convolutions)
-    missing = [tensor for tensor in tensors_to_range(model, names) if tensor not in limits]
+    inputs = [node.input[0] for node in model.graph.node if node.name in names]
+    missing = [name for name in (*inputs, *_residuals(model.graph, names).values()) if name not in limits]
     if missing:
         raise InputError(f"No range is known of {', '.join(missing[:3])}.")
     copy = onnx.ModelProto()

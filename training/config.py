@@ -131,7 +131,7 @@ class Settings(BaseModel):
     """Exponential moving average of the weights, validated and saved as the model; null: none."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """`auto`: bf16 autocast on CUDA devices that have it, else fp32; fp16 only on request."""
+    """`auto`: bf16 autocast on CUDA devices that have it, else fp32, without TF32; fp16 only on request."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`."""
     threads: int | None = Field(None, ge=1)

@@ -18,6 +18,7 @@ from training.checkpoint import load_detector
 from training.evaluation_report import ArtefactFacts, CheckpointFacts
 from training.face_scores import Network, in_torch
 from training.networks import NetworkSpec
+from training.runtime import keep_float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ def open_checkpoint(path: Path, device: torch.device) -> Evaluated:
     Raises:
         InputError: As `load_detector`.
     """
+    keep_float32()
     detector, info = load_detector(path, device)
     source = "none"
     if info.threshold is not None:

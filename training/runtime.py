@@ -97,6 +97,7 @@ def start_runtime(settings: Settings) -> Iterator[Runtime]:
     device = _pick_device(settings.device)
     torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 1) // neighbours))
     cv2.setNumThreads(1)
+    keep_float32()
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
@@ -110,6 +111,11 @@ def start_runtime(settings: Settings) -> Iterator[Runtime]:
     finally:
         if world_size > 1:
             dist.destroy_process_group()
+
+
+def keep_float32() -> None:
+    """Let float32 be float32 on GPUs too: by default cuDNN rounds its factors to the 10 bits of TF32."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def seed_everything(seed: int) -> None:

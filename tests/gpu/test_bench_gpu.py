@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.table_result import read_table
 
 ROOT = Path(__file__).resolve().parents[2]
-WAYS = ("cuda", "cuda-channels-last", "cuda-bf16", "cuda-fp16", "cuda-graph", "cuda-fp16-graph")
+WAYS = ("cuda", "cuda-tf32", "cuda-channels-last", "cuda-bf16", "cuda-fp16", "cuda-graph", "cuda-fp16-graph")
 
 
 def test_every_way_of_pytorch_is_measured(tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ def test_a_run_on_the_gpu_starts_as_one_on_the_cpu(tiny: Make, stage: Stage, pre
     losses, state = run(stage, tiny(device=DEVICE, precision=precision, **same), f"gpu-{precision}")
     assert len(losses) == len(reference)
     assert all(math.isfinite(loss) for loss in losses)
-    assert losses[0] == pytest.approx(reference[0], rel=1e-3 if precision == "fp32" else 3e-2)
+    # `auto` is bfloat16 there, which keeps 8 bits of what float16 keeps 11 of
+    bound = {"fp32": 1e-3, "fp16": 1e-2, "auto": 6e-2}[precision]
+    assert losses[0] == pytest.approx(reference[0], rel=bound)
     assert (state["scaler"] is not None) == (precision == "fp16")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import io
+from importlib import metadata
 from typing import Any
 
+import onnxruntime
 import pytest
 from rich.console import Console
 
@@ -124,6 +126,16 @@ def test_onnx_runtime_must_be_the_one_for_gpus() -> None:
     assert cuda.problems == ("onnxruntime 1.0 here is built without CUDA",)
     assert "onnxruntime-gpu" in cuda.fixes[0]
     assert state(diagnose(machine(lacking=("cuda.bindings",))), "onnx-cuda").runs
+
+
+def test_a_module_may_come_under_another_distributions_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(distribution: str) -> str:
+        raise metadata.PackageNotFoundError(distribution)
+
+    monkeypatch.setattr(metadata, "version", version)
+    found = examine_machine().package("onnxruntime")  # as onnxruntime-gpu brings it
+    assert (found.version, found.problem) == (onnxruntime.__version__, None)
+    assert "CPU" in found.devices
 
 
 def test_rtx_engines_do_not_run_on_every_gpu() -> None:

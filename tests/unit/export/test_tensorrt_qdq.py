@@ -38,6 +38,22 @@ def test_inputs_of_convolutions_and_residuals_need_a_range() -> None:
     assert tensors_to_range(draw_graph(), CONVOLUTIONS[1:2]) == ("silu",)
 
 
+def test_of_two_outputs_that_are_added_each_may_be_the_residual_of_the_other() -> None:
+    model = draw_graph()
+    addition = next(node for node in model.graph.node if node.op_type == "Add")
+    addition.input[1] = "stem"  # body + stem, both outputs of convolutions
+    ranged = tensors_to_range(model, CONVOLUTIONS)
+    assert ranged == ("scaled", "silu", "sum", "body", "stem")
+    limits = dict.fromkeys(ranged, 1.0)
+    assert list(addition.input) == ["body", "stem"]
+    for chosen, rounded in ((CONVOLUTIONS[:1], "body"), (CONVOLUTIONS[1:2], "stem"), (CONVOLUTIONS, None)):
+        nodes = add_qdq(model, chosen, limits).graph.node
+        given = next(node for node in nodes if node.op_type == "Add").input
+        assert [name for name in given if name.endswith("/rounded")] == (
+            [f"{rounded}/rounded"] if rounded else []
+        )
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_every_activation_gets_one_pair_and_weights_are_stored_in_int8(half: bool) -> None:
     model = add_qdq(draw_graph(half=half), CONVOLUTIONS, LIMITS)
