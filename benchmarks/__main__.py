@@ -201,7 +201,9 @@ def gate(
     from benchmarks.gate import markdown, run
 
     tell = partial(typer.echo, err=True)
-    result = run(network, data, formats=formats, images=images, threads=threads, tell=tell)
+    result = run(
+        network, data, formats=formats, images=images, threads=threads, tell=tell, keep=partial(_keep, out)
+    )
     _report(result, markdown(result), out)
 
 
@@ -250,6 +252,10 @@ def readme(
 
 def _report(result: dict[str, Any], line: str, out: Path | None) -> None:
     typer.echo(line)
+    _keep(out, result)
+
+
+def _keep(out: Path | None, result: dict[str, Any]) -> None:
     if out is not None:
         write_whole(out, (json.dumps(result, indent=2) + "\n").encode())
 

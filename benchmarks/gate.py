@@ -17,12 +17,17 @@ from benchmarks.machine import environment
 from benchmarks.making import RANDOM, write_random
 from benchmarks.resident import of_usage
 from benchmarks.table_plan import Entry, named
+from export.bundle_writer import REPORT
+from export.formats import REFERENCE
+from export.labelled_crops import gather
 from export.parity_page import verdict_table
 from export.parity_report import ParityReport, read_parity
 from pipeline.errors import InputError
 
 _NOT_PROVEN: Final = 3
 """Exit code of an export that left a format out."""
+_STATISTICS: Final = 32
+"""Faces that statistics of random weights are taken from."""
 
 
 def run(
@@ -33,6 +38,7 @@ def run(
     images: int = 300,
     threads: int | None = None,
     tell: Callable[[str], None] = lambda _: None,
+    keep: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Export each network in a process of its own.
 
@@ -43,19 +49,17 @@ def run(
         images: Labelled crops of the gate.
         threads: Of every runtime; None for all cores.
         tell: Told of each network before it is exported.
+        keep: Given the result as far as it is after each network, for one that fails later.
 
     Returns:
-        For each network what its weights are, the gate's whole report, and the most memory that exporting it took.
+        For each network what its weights are, the gate's whole report, and the most memory that exporting it took. A
+        network whose fp32 ONNX file breaks has no bundle; its report ends there.
 
     Raises:
-        InputError: An export failed, or its fp32 ONNX file broke, without which there is no bundle.
+        InputError: An export failed.
     """
-    found = []
-    for entry in [named(text) for text in networks]:
-        tell(f"{entry.title}: exporting")
-        with tempfile.TemporaryDirectory() as scratch:
-            found.append(_export(entry, data, Path(scratch), formats, images, threads))
-    return {
+    found: list[dict[str, Any]] = []
+    result = {
         "benchmark": "gate",
         **environment(),
         "data": data.name,
@@ -63,6 +67,12 @@ def run(
         "threads": threads,
         "networks": found,
     }
+    for entry in [named(text) for text in networks]:
+        tell(f"{entry.title}: exporting")
+        with tempfile.TemporaryDirectory() as scratch:
+            found.append(_export(entry, data, Path(scratch), formats, images, threads))
+        keep(result)
+    return result
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -73,7 +83,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 def _export(
     entry: Entry, data: Path, scratch: Path, formats: str, images: int, threads: int | None
 ) -> dict[str, Any]:
-    checkpoint = entry.checkpoint or write_random(entry.name, entry.image_size, scratch / "random.pth")
+    checkpoint = entry.checkpoint or _random(entry, data, scratch / "random.pth")
     out = scratch / "bundle"
     options = {
         "--calibration": data,
@@ -84,15 +94,26 @@ def _export(
     }
     given = [str(word) for pair in options.items() if pair[1] for word in pair]
     code, peak, said = _run_and_watch(["export", "export", str(checkpoint), *given])
-    if code not in (0, _NOT_PROVEN) or not out.is_dir():
+    refused = out.with_name(f"{out.name}.rejected") / REFERENCE / REPORT
+    if out.is_dir() and code in (0, _NOT_PROVEN):
+        report = read_parity(out)
+    elif refused.is_file() and code == _NOT_PROVEN:
+        report = ParityReport.model_validate_json(refused.read_bytes())
+    else:
         raise InputError(f"{entry.title} could not be exported (exit code {code}): {said[-2000:]}")
     return {
         "title": f"{entry.name} @{entry.image_size}",
         "weights": RANDOM if entry.checkpoint is None else "trained",
         "exit_code": code,
         "peak_bytes": peak,
-        "report": read_parity(out).model_dump(mode="json"),
+        "report": report.model_dump(mode="json"),
     }
+
+
+def _random(entry: Entry, data: Path, path: Path) -> Path:
+    """Random weights, with the statistics of faces, which the gate shows."""
+    faces = gather(data, entry.image_size, split="val", images=_STATISTICS, seed=0)
+    return write_random(entry.name, entry.image_size, path, crops=faces.crops)
 
 
 def _run_and_watch(words: Sequence[str]) -> tuple[int, int, str]:

@@ -33,26 +33,33 @@ def noise(count: int, size: int) -> Crops:
 
 
 @torch.no_grad()
-def random_detector(spec: NetworkSpec, seed: int = 0) -> Detector:
-    """A network with random weights whose activations have the size of a trained one's."""
+def random_detector(spec: NetworkSpec, seed: int = 0, crops: Crops | None = None) -> Detector:
+    """A network with random weights whose activations have the size of a trained one's.
+
+    Args:
+        spec: The network.
+        seed: Of its weights.
+        crops: What it is going to be shown, uint8 [N, H, W, 3]: BatchNorm's statistics are taken from them. None for
+            noise, with which it can be timed; faces then drive a deep network beyond what float32 can repeat.
+    """
     torch.manual_seed(seed)
     detector = build_from_spec(spec).train()
     for module in detector.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
-    detector(torch.from_numpy(noise(4, spec.image_size)))
+    detector(torch.from_numpy(noise(4, spec.image_size) if crops is None else crops))
     return detector.eval()
 
 
-def write_random(name: str, image_size: int, path: Path, seed: int = 0) -> Path:
-    """Store a network with random weights as a checkpoint that says so.
+def write_random(name: str, image_size: int, path: Path, seed: int = 0, crops: Crops | None = None) -> Path:
+    """Store a network with random weights as a checkpoint that says so; see `random_detector`.
 
     Raises:
         InputError: timm knows no such network, or it cannot take this size.
     """
     published = published_settings(name)
     spec = NetworkSpec(name=name, image_size=image_size, mean=published.mean, std=published.std)
-    detector = random_detector(spec, seed)
+    detector = random_detector(spec, seed, crops)
     info = CheckpointInfo(
         stage=RANDOM, epoch=0, val_auc=None, threshold=None, network=spec, config={}, provenance={}
     )

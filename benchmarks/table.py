@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -55,6 +55,7 @@ def run(
     overrides: Sequence[str] = (),
     batch: int = TRAIN_BATCH,
     minutes: float | None = None,
+    keep: Callable[[Table], None] = lambda _: None,
 ) -> Table:
     """Measure the whole table.
 
@@ -69,6 +70,7 @@ def run(
         batch: Images of a training step.
         minutes: After which no other way is begun: on a machine that is paid for, a table that lacks some ways is
             better than none.
+        keep: Given the table as far as it is after each way, for a run that is stopped.
 
     Returns:
         Everything that could be measured, and for the rest why not.
@@ -86,8 +88,11 @@ def run(
         + len(walks)
         + len(stages)
     )
+    rows: list[Row] = []
+    ends: list[EndToEnd] = []
     with tempfile.TemporaryDirectory() as scratch:
         made = _make_all(entries, ways, Path(scratch), threads, progress)
+        networks = tuple(network for entry in entries if (network := _network(made[entry.key])) is not None)
         training = tuple(
             _train(stage, title, config, made, overrides, effort, batch, threads, progress)
             for stage, title in stages
@@ -95,7 +100,27 @@ def run(
         )
         anchor = made.get(ANCHOR_NETWORK)
         anchor = anchor if anchor is not None and ANCHOR.file in anchor.files else None
-        rows: list[Row] = []
+
+        def table() -> Table:
+            return Table(
+                machine=where,
+                settings={
+                    **asdict(effort),
+                    "threads": threads,
+                    "inside": {way.name: way.inside for way in ways},
+                    "train_batch": batch,
+                    "train_config": config.name if config else None,
+                    "train_overrides": list(overrides),
+                },
+                seconds=round(time.perf_counter() - begun, 1),
+                networks=networks,
+                rows=tuple(rows),
+                training=training,
+                end_to_end=tuple(ends),
+                ratios=ratios_of(networks, rows, training),
+                process_spread=process_spread(networks, rows),
+            )
+
         for way, chosen in heats:
             if minutes is not None and time.perf_counter() - begun > 60 * minutes:
                 late = f"not begun within {minutes:g} minutes"
@@ -104,26 +129,9 @@ def run(
             rows += run_heat(
                 way, [made[entry.key] for entry in chosen], anchor, effort, threads, progress.step
             )
-        ends = tuple(_walk(made[key], way, threads, progress) for key, way in walks)
-    networks = tuple(network for entry in entries if (network := _network(made[entry.key])) is not None)
-    return Table(
-        machine=where,
-        settings={
-            **asdict(effort),
-            "threads": threads,
-            "inside": {way.name: way.inside for way in ways},
-            "train_batch": batch,
-            "train_config": config.name if config else None,
-            "train_overrides": list(overrides),
-        },
-        seconds=round(time.perf_counter() - begun, 1),
-        networks=networks,
-        rows=tuple(rows),
-        training=training,
-        end_to_end=ends,
-        ratios=ratios_of(networks, rows, training),
-        process_spread=process_spread(networks, rows),
-    )
+            keep(table())
+        ends += [_walk(made[key], way, threads, progress) for key, way in walks]
+        return table()
 
 
 def _has(ways: Sequence[Way], name: str) -> bool:

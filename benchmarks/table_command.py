@@ -72,6 +72,7 @@ def run_table(choice: Choice) -> bool:
             config=choice.config,
             overrides=(*(QUICK_TRAINING if choice.quick else ()), *choice.overrides),
             minutes=choice.minutes,
+            keep=lambda part: _write_result(part, choice.out),
         )
     write(table, choice.out)
     sys.stdout.write(f"{summary(table)}\n\n{choice.out}, {choice.out.with_suffix('.md')}\n")
@@ -82,8 +83,7 @@ def run_table(choice: Choice) -> bool:
 
 def write(table: Table, out: Path) -> None:
     """Write the result, its Markdown and, where matplotlib is installed, its pictures."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, (table.model_dump_json(indent=1) + "\n").encode())
+    _write_result(table, out)
     write_whole(out.with_suffix(".md"), full(table).encode())
     try:
         from benchmarks.table_plots import plot_all
@@ -91,6 +91,11 @@ def write(table: Table, out: Path) -> None:
         sys.stderr.write(f"no pictures: {error}\n")
     else:
         plot_all(table, out)
+
+
+def _write_result(table: Table, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, (table.model_dump_json(indent=1) + "\n").encode())
 
 
 def run_networks(

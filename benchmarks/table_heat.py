@@ -95,6 +95,13 @@ class Lane:
             self.rounds.append(found["wall"])
             self.core.append(found["processor"] / calls)
 
+    def time_batches(self, sizes: Sequence[int], *, first: bool) -> None:
+        """One round of batches."""
+        for size in sizes:
+            if first:
+                self.time_batch(size, counts=False)  # the first of a size allocates
+            self.time_batch(size, counts=True)
+
     def time_batch(self, size: int, *, counts: bool) -> None:
         """One call with so many crops; a size that the runtime refuses is left out."""
         if self.worker is None or self.reason is not None:
@@ -203,10 +210,7 @@ def run_heat(
         for number in range(effort.batch_rounds):
             step(f"{way.title}: batches, round {number + 1} of {effort.batch_rounds}")
             for place in rng.permutation(len(crowd)):
-                for size in effort.batches:
-                    if number == 0:
-                        crowd[place].time_batch(size, counts=False)  # the first of a size allocates
-                    crowd[place].time_batch(size, counts=True)
+                crowd[place].time_batches(effort.batches, first=number == 0)
         for lane in crowd if way.device == "cuda" else ():
             lane.count_energy(effort.energy_seconds)
     finally:

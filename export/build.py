@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.formats import FORMATS, Format
+from export.half_range import DoesNotFitError, find_peak
 from export.labelled_crops import LabelledCrops
 from pipeline.errors import InputError
 from pipeline.manifest import EngineFacts
@@ -17,6 +18,7 @@ from training.networks import Detector
 
 if TYPE_CHECKING:
     from export.agreement import Decisions, Gate
+    from export.int8 import Int8Result
     from export.int8_calibration import Calibration
     from export.tensorrt_engine import BuiltEngine
     from pipeline.tensorrt_library import LibraryName
@@ -32,6 +34,7 @@ class Built:
 
     Attributes:
         sqnr_db: Of an int8 format for CPUs, which can be made anew with less noise.
+        layers_in_int8: Of such a format.
     """
 
     files: tuple[Path, ...]
@@ -39,6 +42,7 @@ class Built:
     engine: EngineFacts | None = None
     notes: tuple[str, ...] = ()
     sqnr_db: float | None = None
+    layers_in_int8: int | None = None
 
 
 @dataclass
@@ -78,14 +82,23 @@ class Ingredients:
         source, ranges = self.built["onnx"].files[0], self.ranges
         return calibrate(source, ranges.crops, ranges.labels, decisions=self.decisions, threads=self.threads)
 
-    @cached_property
+    @property
     def half_note(self) -> str:
         """How near the network comes to the end of float16; a network that goes beyond is refused here."""
-        from export.half_range import find_peak
+        if isinstance(self._half, DoesNotFitError):
+            raise self._half
+        return self._half
+
+    @cached_property
+    def _half(self) -> str | DoesNotFitError:
+        """That, found once for all formats in float16, also where it is a refusal."""
         from export.parity_inputs import drawn_crops
 
         crops, _ = drawn_crops(self.detector.spec.image_size)
-        return find_peak(self.detector, crops[_FEW_DRAWN]).note
+        try:
+            return find_peak(self.detector, crops[_FEW_DRAWN]).note
+        except DoesNotFitError as error:
+            return error
 
     @cached_property
     def half_file(self) -> bytes:
@@ -146,7 +159,7 @@ def _onnx_int8(item: Format, ingredients: Ingredients) -> Built:
 
     path = ingredients.path(item)
     result = quantise_onnx(ingredients.calibration, path, gate=_gate(item, ingredients))
-    return Built((path,), notes=result.notes, sqnr_db=result.agreement.sqnr_db)
+    return _built_int8((path,), result)
 
 
 def _openvino(item: Format, ingredients: Ingredients) -> Built:
@@ -160,8 +173,11 @@ def _openvino_int8(item: Format, ingredients: Ingredients) -> Built:
 
     path = ingredients.path(item)
     result = quantise_openvino(ingredients.calibration, path, gate=_gate(item, ingredients))
-    files = path, path.with_suffix(".bin")
-    return Built(files, notes=result.notes, sqnr_db=result.agreement.sqnr_db)
+    return _built_int8((path, path.with_suffix(".bin")), result)
+
+
+def _built_int8(files: tuple[Path, ...], result: Int8Result) -> Built:
+    return Built(files, notes=result.notes, sqnr_db=result.agreement.sqnr_db, layers_in_int8=result.quantised)
 
 
 def _gate(item: Format, ingredients: Ingredients) -> Gate:

@@ -17,6 +17,8 @@ from pipeline.manifest import MANIFEST_NAME, Artefact, BundleFile, Manifest, Rej
 from pipeline.storage import TEMPORARY, write_whole
 
 ARTEFACTS, UNPROVEN, REJECTED = "artefacts", "unproven", "rejected"
+REPORT = "report.json"
+"""Beside each rejected artefact: what was found of it and of the links it stands on."""
 
 
 def check_place(out: Path) -> None:
@@ -106,13 +108,13 @@ def reject(folder: Path, verdict: ArtefactVerdict, report: ParityReport) -> Reje
     place = folder / REJECTED / verdict.name
     links = tuple(link for link in report.links if link.name in verdict.links)
     narrowed = report.model_copy(update={"links": links, "artefacts": (verdict,)})
-    write_whole(place / "report.json", narrowed.model_dump_json(indent=1).encode())
+    write_whole(place / REPORT, narrowed.model_dump_json(indent=1).encode())
     write_whole(place / "report.md", rejection_page(verdict, links).encode())
     useless = "not worth it: " if verdict.verdict == "not worth it" else ""
     return Rejected(
         name=verdict.name,
         reason=f"{useless}{verdict.reason or verdict.verdict}",
-        report=describe_file(folder, place / "report.json"),
+        report=describe_file(folder, place / REPORT),
     )
 
 

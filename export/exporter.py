@@ -14,7 +14,7 @@ from rich.console import Console
 
 from export.agreement import Decisions
 from export.build import Ingredients
-from export.bundle_writer import check_place, new_folder, put_in_place, reject, settle, write_manifest
+from export.bundle_writer import REPORT, check_place, new_folder, put_in_place, reject, settle, write_manifest
 from export.facts import gates, machine, network_facts, training_facts, versions
 from export.formats import REFERENCE, Format
 from export.labelled_crops import LabelledCrops, gather, gather_for_ranges
@@ -289,7 +289,7 @@ def _refuse_broken_reference(folder: Path, out: Path, report: ParityReport) -> N
     if verdict is not None:
         reject(folder, verdict, report)
         shutil.move(folder / "artefacts" / REFERENCE, folder / "rejected" / REFERENCE / "artefact")
-    if kept.exists() and not (kept / REFERENCE / "report.json").is_file():
+    if kept.exists() and not (kept / REFERENCE / REPORT).is_file():
         raise InputError(
             f"{kept} is in the way of the report on what was rejected: move it, and export again."
         )

@@ -25,7 +25,7 @@ from export.int8_calibration import Calibration
 from export.intermediates import logits_of
 from export.qdq import Form, quantise
 from export.sensitivity import NOISE_CROPS, choose_tellers, in_company, leave_in_float, noise_of_each
-from export.speed_gate import speedup
+from export.speed_gate import WORTH, speedup
 from pipeline.runtime import Crops
 from pipeline.runtime_onnx import OnnxRuntime
 from pipeline.storage import write_whole
@@ -251,7 +251,7 @@ class Search:
         """Put together what was found."""
         parts = self.calibration.parts
         kept = [name for name in parts.products if name not in chosen.products]
-        slow = [f"it is not faster than fp32 ({ratio:.2f}x)"] if ratio <= 1 else []
+        slow = [f"it is hardly faster than fp32, or slower ({ratio:.2f}x)"] if ratio < WORTH else []
         return Int8Result(
             path=path,
             method=method,

@@ -20,6 +20,9 @@ from pipeline.runtime_onnx import OnnxRuntime
 _MORE_TRIES: Final = 3
 """Times that an int8 format is made anew with less noise."""
 _SPARE_DB: Final = 1.0
+_NOTHING_ROUNDED: Final = (
+    "no layer could be rounded to int8: too many decisions would change, and this is int8 by name alone"
+)
 
 
 def make_and_prove(
@@ -76,7 +79,10 @@ def _once(
         return entry, prove_with(
             chain, entry, lambda: OnnxRuntime(path, threads=threads), opened, before=ONNX_OFF
         )
-    return entry, prove(chain, entry, ingredients.folder.parent, opened, threads=threads)
+    verdict = prove(chain, entry, ingredients.folder.parent, opened, threads=threads)
+    if verdict.verdict == "passed" and made.layers_in_int8 == 0:
+        verdict = verdict.model_copy(update={"verdict": "not worth it", "reason": _NOTHING_ROUNDED})
+    return entry, verdict
 
 
 def _measure_sources(chain: ParityChain, ingredients: Ingredients, path: Path) -> None:

@@ -9,7 +9,7 @@ from export.formats import FORMATS
 from export.parity_chain import ParityChain, Runs
 from export.parity_gate import GATES
 from export.parity_report import ArtefactVerdict, Drift, LinkReport
-from export.speed_gate import speedup
+from export.speed_gate import WORTH, speedup
 from pipeline.errors import CannotRunHereError, InputError
 from pipeline.manifest import Artefact, BundleFile, Parity, Unproven
 from pipeline.runtime import GivesBack, open_artefact
@@ -125,9 +125,9 @@ def prove_with(
     if item.precision != "int8" or full is None:
         return verdict
     gain = speedup(full, runtime, chain.inputs.crops)
-    if gain > 1:
+    if gain >= WORTH:
         return verdict.model_copy(update={"speedup": gain})
-    reason = f"{gain:.2f} times the speed of fp32 in {item.runtime} on this machine"
+    reason = f"{gain:.2f} times the speed of fp32 in {item.runtime} on this machine; {WORTH:g} are asked for"
     return verdict.model_copy(update={"verdict": "not worth it", "reason": reason, "speedup": gain})
 
 

@@ -19,8 +19,12 @@ Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider"]
 CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
 _ARENAS: dict[Provider, str] = {CPU: "cpu:0", CUDA: "gpu:0"}
-# With TF32 what a graph keeps in float32 (norms, softmax, head) would be rounded to 10 bits.
-_OPTIONS: dict[Provider, dict[str, str]] = {CPU: {}, CUDA: {"use_tf32": "0"}}
+# With TF32 what a graph keeps in float32 (norms, softmax, head) would be rounded to 10 bits. By default every kernel of
+# cuDNN is tried for every convolution whenever the batch is of another size than the last: seconds, on an H100 too.
+_OPTIONS: dict[Provider, dict[str, str]] = {
+    CPU: {},
+    CUDA: {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
+}
 _LOAD_ERRORS = (
     errors.Fail,
     errors.InvalidArgument,

@@ -13,7 +13,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from export.build import Built, Ingredients
+from export.formats import FORMATS
 from export.labelled_crops import gather
+from export.make_and_prove import make_and_prove
 from export.onnx_graph import write_onnx
 from export.parity_chain import LARGEST_BATCH, PYTORCH, ParityChain, run_in_batches
 from export.parity_gate import noise_to_lose
@@ -281,6 +284,37 @@ def test_int8_that_is_no_faster_is_not_worth_it(whole: Whole) -> None:
     assert verdict.verdict == "not worth it"
     assert (verdict.speedup or 1) < 1
     assert "times the speed of fp32 in onnxruntime" in (verdict.reason or "")
+
+
+def test_int8_that_is_faster_by_chance_is_not_worth_it(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    chain, opened = fresh(whole), Opened()
+    prove_with(chain, entry(whole.onnx), lambda: OnnxRuntime(whole.onnx, threads=1), opened, before=PYTORCH)
+    for gain, expected in ((1.04, "not worth it"), (1.06, "passed")):
+        monkeypatch.setattr("export.prove.speedup", lambda *_, gain=gain: gain)
+        item = entry(whole.onnx, "int8", "onnx-int8")
+        found = prove_with(chain, item, lambda: OnnxRuntime(whole.onnx, threads=1), opened, before="onnx")
+        assert found.verdict == expected
+
+
+def test_int8_without_a_layer_in_int8_is_not_worth_it(
+    whole: Whole, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain, opened = fresh(whole), Opened()
+    prove_with(chain, entry(whole.onnx), lambda: OnnxRuntime(whole.onnx, threads=1), opened, before=PYTORCH)
+    monkeypatch.setattr("export.prove.speedup", lambda *_: 1.6)  # as bfloat16 between no rounding is
+    path = tmp_path / "bundle" / "artefacts" / "onnx-int8" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(whole.onnx.read_bytes())
+    for layers, expected in ((0, "not worth it"), (3, "passed")):
+        detector, made = load_detector(checkpoint)[0], {"onnx": Built((whole.onnx,))}
+        ingredients = Ingredients(
+            detector, tmp_path / "bundle" / "artefacts", {}, list, threads=1, built=made
+        )  # type: ignore[arg-type]
+        made["onnx-int8"] = Built((path,), layers_in_int8=layers)
+        monkeypatch.setattr("export.make_and_prove.build", lambda item, given: given.built[item.name])
+        _, found = make_and_prove(FORMATS["onnx-int8"], chain, ingredients, opened)
+        assert found.verdict == expected
+        assert ("int8 by name" in (found.reason or "")) == (layers == 0)
 
 
 class Weighed(OnnxRuntime):

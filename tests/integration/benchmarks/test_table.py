@@ -6,13 +6,17 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.progress import Progress
+from benchmarks.table import run
 from benchmarks.table_check import differences
 from benchmarks.table_markdown import full, summary
+from benchmarks.table_plan import QUICK, choose_ways, quick_entries
 from benchmarks.table_result import Table, read_table
 from pipeline.errors import InputError
 from training.checkpoint import CheckpointInfo, load_detector, save_checkpoint
@@ -54,6 +58,26 @@ def result(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def table(result: Path) -> Table:
     return read_table(result)
+
+
+def test_a_run_that_is_stopped_keeps_the_ways_it_has_measured(tmp_path: Path) -> None:
+    out = tmp_path / "table.json"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--quick", "--threads", "1", "--out", str(out)]
+    command += ["--way", "onnx", "--way", "torch", "--way", "openvino", "--set", "device=cpu"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        while not out.is_file() and process.poll() is None:
+            time.sleep(0.05)
+        process.kill()
+    measured = {row.way for row in read_table(out).rows}
+    assert "onnx" in measured
+    assert "openvino" not in measured
+
+
+def test_no_way_is_begun_after_the_time_is_up() -> None:
+    ways = choose_ways(["onnx", "torch"], gpu=False)
+    with Progress() as progress:
+        table = run(quick_entries({})[:1], ways, QUICK, progress, threads=1, minutes=0)
+    assert [row.reason for row in table.rows] == ["not begun within 0 minutes"] * 2
 
 
 def test_every_row_is_measured_or_says_why(table: Table) -> None:

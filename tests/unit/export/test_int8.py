@@ -172,9 +172,9 @@ def test_a_graph_that_is_not_faster_is_not_worth_it(calibration: Calibration, tm
     search = Search(calibration, "onnxruntime", partial(logits_of, threads=1))
     chosen = Candidate(onnx.ModelProto(), "minmax", calibration.parts.products)
     good = Agreement(sqnr_db=40, delta_auc=0, flips=0, crops=100)
-    slow = search.result(tmp_path, "minmax", chosen, good, 0.98, Gate())
-    assert slow.reasons
-    assert slow.reasons == ("it is not faster than fp32 (0.98x)",)
+    for ratio in (0.98, 1.03):  # two runs of one file differ by as much
+        slow = search.result(tmp_path, "minmax", chosen, good, ratio, Gate())
+        assert slow.reasons == (f"it is hardly faster than fp32, or slower ({ratio}x)",)
     assert not search.result(tmp_path, "minmax", chosen, good, 1.5, Gate()).reasons
     bad = Agreement(sqnr_db=12, delta_auc=-0.02, flips=0.03, crops=100)
     reasons = search.result(tmp_path, "minmax", chosen, bad, 1.5, Gate()).reasons

@@ -84,6 +84,17 @@ def test_expected_flips_are_what_a_count_comes_to_on_many_crops() -> None:
     assert few.expected_flips(np.zeros(3)) == 0
 
 
+def test_faces_that_lie_on_a_threshold_are_not_charged_to_the_layers() -> None:
+    rng = np.random.default_rng(0)
+    margins, errors = np.concatenate([np.linspace(-4, 4, 99), [1e-6, -1e-6]]), rng.normal(0, 0.01, 200)
+    found = Decisions(margins, np.zeros(1)).expected_flips(errors)
+    assert found <= 0.5 / 101  # either of the two flips in half of all cases, and so it does with any noise
+    louder = Decisions(margins, np.zeros(1)).expected_flips(20 * errors)
+    without = Decisions(margins[:99], np.zeros(1)).expected_flips(20 * errors)
+    assert louder == pytest.approx(without, abs=0.5 / 101)
+    assert without > 1 / 101
+
+
 def test_of_several_thresholds_the_one_with_most_flips_counts() -> None:
     margins = np.array([-4.0, -3.0, 0.0, 0.1, 0.2, 3.0, 4.0, 5.0])
     errors = np.array([0.14, -0.14])
