@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,10 +43,24 @@ def environment() -> dict[str, Any]:
         "flags": list(processor.flags),
         "governor": _GOVERNOR.read_text().strip() if _GOVERNOR.is_file() else "not told",
         "memory_mib": None if processor.memory is None else processor.memory >> 20,
-        "gpu": gpu.model_dump(mode="json") if gpu else no_gpu,
+        "gpu": gpu.model_dump(mode="json") | _gpu_limits() if gpu else no_gpu,
         "load_average": round(os.getloadavg()[0], 2),
         "versions": {"python": platform.python_version(), **{name: version_of(name) for name in PACKAGES}},
     }
+
+
+def _gpu_limits() -> dict[str, str]:
+    """Highest clocks and power of the first GPU, as nvidia-smi tells them; empty where it cannot."""
+    tool = shutil.which("nvidia-smi")
+    names = ("clocks.max.sm", "clocks.max.memory", "power.limit")
+    if tool is None:
+        return {}
+    command = [tool, "--id=0", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)  # noqa: S603 - fixed words
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(names, done.stdout.strip().split(", "), strict=False))
 
 
 def _command() -> str:

@@ -22,7 +22,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 TABLE, AGAIN = "table.json", "table-again.json"
 SERVED = ("serve-demo.json", "serve-student.json")
 EXPORTED = ("export.json", "export-random.json")
-PROVEN = "gate.json"
+PROVEN = ("gate.json", "gate-random.json")
 
 
 def update(readme: Path = ROOT / "README.md", results: Path = RESULTS, *, check: bool = False) -> bool:
@@ -126,11 +126,14 @@ def export_table(results: Path) -> str:
 
 
 def gate_table(results: Path) -> str:
-    """What the gate said of every format of the full-size networks."""
-    result = _read(results / PROVEN)
+    """What the gate said of every format of the full-size networks, with trained weights and with random ones."""
+    return "\n\n".join(_proven(name, _read(results / name)) for name in PROVEN)
+
+
+def _proven(name: str, result: dict[str, Any]) -> str:
     return (
         f"{gate.markdown(result)}\n\n(`{result['command']}`, {result['processor']}; "
-        f"[whole reports](benchmarks/results/{PROVEN}))"
+        f"[whole reports](benchmarks/results/{name}))"
     )
 
 

@@ -248,6 +248,7 @@ def _train(
         stage=stage,
         title=title,
         networks=found["networks"],
+        way=found["way"],
         batch=batch,
         step_seconds=Interval(value=seconds.median, low=seconds.low, high=seconds.high),
         memory=found["memory"],

@@ -311,13 +311,14 @@ def _training(table: Table) -> str:
     if not measured:
         return "Not measured."
     return "A step of the loop with SAM's two passes, on batches in memory.\n\n" + lines_of(
-        ("stage", "networks", "images", "seconds per step", "memory (MiB)", "published memory (GB)"),
+        ("stage", "networks", "in", "images", "seconds per step", "memory (MiB)", "published memory (GB)"),
         (
             (
                 item.title,
                 item.networks,
+                _ways(item.way),
                 item.batch,
-                _interval(item.step_seconds, "{:.2f}"),
+                _interval(item.step_seconds, "{:.3g}"),
                 ", ".join(f"{kind} {size / (1 << 20):.0f}" for kind, size in item.memory.items()),
                 f"{PUBLISHED[item.stage]['gigabytes']:g}" if TEACHER in measured[0].networks else "",
             )

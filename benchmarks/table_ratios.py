@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.interleaved import Ratio as Found
 from benchmarks.interleaved import ratio, ratio_across
@@ -19,6 +20,7 @@ from benchmarks.table_result import (
     Row,
     Training,
 )
+from benchmarks.ways import WAYS
 
 _MEMORY_SLACK: Final = 1.1
 _DISTURBED: Final = 1.1
@@ -36,6 +38,9 @@ ACROSS: Final = (
     ("stage2", "onnx", "stage2", "onnx-int8", "student: ONNX Runtime fp32 / int8"),
     ("stage2", "openvino", "stage2", "openvino-int8", "student: OpenVINO fp32 / int8"),
     ("stage2", "onnx", "stage2", "openvino-int8", "student: ONNX Runtime fp32 / OpenVINO int8"),
+    ("teacher", "cuda", "stage2", "cuda-fp16-graph", "teacher as trained / student in fp16, CUDA graph"),
+    ("stage2", "cuda", "stage2", "cuda-fp16-graph", "student: PyTorch fp32 / fp16, CUDA graph"),
+    ("stage2", "cuda", "stage2", "tensorrt-fp16-graph", "student: PyTorch fp32 / TensorRT fp16, CUDA graph"),
 )
 """Network and way of the slower and of the faster."""
 
@@ -225,12 +230,7 @@ def _across(at: dict[tuple[str, str], Row]) -> Iterator[Ratio]:
         one, other = at.get((first, first_way)), at.get((second, second_way))
         if one is None or other is None or not one.anchor_ms or not other.anchor_ms:
             continue
-        found = ratio_across(
-            np.array(one.round_ms),
-            np.array(one.anchor_ms),
-            np.array(other.round_ms),
-            np.array(other.anchor_ms),
-        )
+        found = ratio_across(np.array(one.round_ms), _beside(one), np.array(other.round_ms), _beside(other))
         yield Ratio(
             what="speed",
             title=title,
@@ -241,6 +241,11 @@ def _across(at: dict[tuple[str, str], Row]) -> Iterator[Ratio]:
             low=found.low,
             high=found.high,
         )
+
+
+def _beside(row: Row) -> NDArray[np.float64]:
+    """What the anchor took in a row's rounds; a GPU is no slower for what slows an anchor on the CPU."""
+    return np.ones(len(row.anchor_ms)) if WAYS[row.way].device == "cuda" else np.array(row.anchor_ms)
 
 
 def _of_training(training: Sequence[Training]) -> Iterator[Ratio]:
@@ -258,19 +263,20 @@ def _of_training(training: Sequence[Training]) -> Iterator[Ratio]:
             title=f"teacher / student, {student.title}, per image",
             first="teacher",
             second=stage,
-            way="torch",
+            way=student.way,
             value=slow.value / fast.value / per_image,
             low=slow.low / fast.high / per_image,
             high=slow.high / fast.low / per_image,
         )
-        if teacher.memory.get("running") and student.memory.get("running"):
-            value = student.memory["running"] / teacher.memory["running"]
+        kind = "torch_peak" if "torch_peak" in student.memory else "running"
+        if teacher.memory.get(kind) and student.memory.get(kind):
+            value = student.memory[kind] / teacher.memory[kind]
             yield Ratio(
                 what="training memory",
                 title=f"student / teacher, {student.title}",
                 first="teacher",
                 second=stage,
-                way="torch",
+                way=student.way,
                 value=value,
                 low=value,
                 high=value,

@@ -118,12 +118,13 @@ MEMORY_KINDS: Final = {
 
 
 class Training(_Model):
-    """Steps of one stage's training, SAM's both passes in each."""
+    """Steps of one stage's training, SAM's both passes in each; `way` is the one whose arithmetic they are done in."""
 
     stage: str
     title: str
     reason: str | None = None
     networks: str = ""
+    way: str = "torch"
     batch: int = 0
     step_seconds: Interval | None = None
     memory: dict[str, int] = {}

@@ -18,6 +18,8 @@ from training.config import Stage, load_settings
 from training.run_log import RunLog
 from training.runtime import start_runtime
 
+_SUFFIXES = {None: "", torch.bfloat16: "-bf16", torch.float16: "-fp16"}
+
 
 def measure(
     config: str,
@@ -42,7 +44,7 @@ def measure(
         threads: Of the CPU.
 
     Returns:
-        Seconds per step of each block, bytes by kind, and what was trained.
+        Seconds per step of each block, bytes by kind, what was trained, and by which of `ways.WAYS`.
 
     Raises:
         InputError: A setting that cannot be used.
@@ -68,6 +70,7 @@ def measure(
         run = build_run(stage, settings, runtime, Path(scratch), steps)
         run = replace(run, loader=list(run.loader))
         on_gpu = runtime.device.type == "cuda"
+        way = ("cuda" if on_gpu else "torch") + _SUFFIXES[runtime.autocast_dtype]
         resident.reset_peak()
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
@@ -82,4 +85,4 @@ def measure(
     networks = f"{run.learner.spec.name} @{run.learner.spec.image_size}"
     if run.teacher is not None:
         networks += f" under {run.teacher.spec.name} @{run.teacher.spec.image_size}"
-    return {"networks": networks, "step_seconds": times, "memory": memory}
+    return {"networks": networks, "step_seconds": times, "memory": memory, "way": way}

@@ -13,7 +13,7 @@ from benchmarks.network_cost import cost_of
 from benchmarks.table_heat import milliseconds
 from benchmarks.table_plan import choose_ways, entries, named
 from benchmarks.table_ratios import agreement, disagreements, disturbed, process_spread, ratios_of
-from benchmarks.table_result import Network, Ratio, Row
+from benchmarks.table_result import Interval, Network, Ratio, Row, Training
 from pipeline.errors import InputError
 from training.networks import NetworkSpec, build_from_spec
 
@@ -131,6 +131,26 @@ def network(key: str, name: str) -> Network:
         key=key, title=key, group="full", name=name, image_size=64, parameters=1, gmacs=1, mactivations=1,
         weights="random", stage="none", val_auc=None, bytes={},
     )  # fmt: skip
+
+
+def test_on_a_gpu_its_allocator_tells_the_memory_and_no_anchor_on_the_cpu_the_speed() -> None:
+    def step(stage: str, peak: int) -> Training:
+        took = Interval(value=0.2, low=0.1, high=0.3)
+        return Training(
+            stage=stage, title=stage, networks="tf_efficientnet_b4 @380", way="cuda-bf16", batch=16,
+            step_seconds=took, memory={"torch_peak": peak, "torch_reserved": 3 * peak},
+        )  # fmt: skip
+
+    rows = [
+        Row(network="teacher", way="cuda", round_ms=(8.0,) * 4, anchor_ms=(1.0,) * 4),
+        Row(network="stage2", way="cuda-fp16-graph", round_ms=(2.0,) * 4, anchor_ms=(2.0,) * 4),
+    ]
+    networks = [network("teacher", "tf_efficientnet_b4"), network("stage2", "mobilevitv2_200")]
+    found = ratios_of(networks, rows, [step("teacher", 800), step("stage1", 400)])
+    values = {(item.what, item.way): item.value for item in found}
+    assert values["training memory", "cuda-bf16"] == 0.5
+    assert values["training speed", "cuda-bf16"] == 1
+    assert values["speed", "cuda / cuda-fp16-graph"] == pytest.approx(4)
 
 
 def test_the_plan_has_the_method_s_networks_and_any_rival() -> None:
