@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from benchmarks.machine import environment
 from benchmarks.making import RANDOM, write_random
 from benchmarks.resident import of_usage
@@ -20,6 +22,7 @@ from benchmarks.table_plan import Entry, named
 from export.bundle_writer import REPORT
 from export.formats import REFERENCE
 from export.labelled_crops import gather
+from export.parity_inputs import drawn_crops
 from export.parity_page import verdict_table
 from export.parity_report import ParityReport, read_parity
 from pipeline.errors import InputError
@@ -111,9 +114,10 @@ def _export(
 
 
 def _random(entry: Entry, data: Path, path: Path) -> Path:
-    """Random weights, with the statistics of faces, which the gate shows."""
-    faces = gather(data, entry.image_size, split="val", images=_STATISTICS, seed=0)
-    return write_random(entry.name, entry.image_size, path, crops=faces.crops)
+    """Random weights, with the statistics of what the gate shows, faces and drawn images."""
+    faces = gather(data, entry.image_size, images=_STATISTICS, seed=0).crops
+    shown = np.concatenate([faces, drawn_crops(entry.image_size)[0]])
+    return write_random(entry.name, entry.image_size, path, crops=shown)
 
 
 def _run_and_watch(words: Sequence[str]) -> tuple[int, int, str]:
