@@ -12,6 +12,8 @@ from benchmarks.serve_table import serve_table
 from benchmarks.table_markdown import full, summary
 from benchmarks.table_ratios import agreement
 from benchmarks.table_result import read_table
+from export.parity_page import verdict_table
+from export.parity_report import ParityReport
 from pipeline.errors import InputError
 from pipeline.storage import write_whole
 from training.demo import CAVEAT
@@ -22,7 +24,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 TABLE, AGAIN = "table.json", "table-again.json"
 SERVED = ("serve-demo.json", "serve-student.json")
 EXPORTED = ("export.json", "export-random.json")
-PROVEN = ("gate.json", "gate-random.json")
+PROVEN = ("gate.json",)
+ON_GPU = "parity-h100.json"
 
 
 def update(readme: Path = ROOT / "README.md", results: Path = RESULTS, *, check: bool = False) -> bool:
@@ -126,14 +129,23 @@ def export_table(results: Path) -> str:
 
 
 def gate_table(results: Path) -> str:
-    """What the gate said of every format of the full-size networks, with trained weights and with random ones."""
-    return "\n\n".join(_proven(name, _read(results / name)) for name in PROVEN)
+    """What the gate said of every format of the full-size networks, trained and random, and of one on a GPU."""
+    return "\n\n".join((*(_proven(name, _read(results / name)) for name in PROVEN), _on_gpu(results)))
 
 
 def _proven(name: str, result: dict[str, Any]) -> str:
     return (
         f"{gate.markdown(result)}\n\n(`{result['command']}`, {result['processor']}; "
         f"[whole reports](benchmarks/results/{name}))"
+    )
+
+
+def _on_gpu(results: Path) -> str:
+    report = ParityReport.model_validate(_read(results / ON_GPU))
+    packages = ", ".join(f"{name} {report.packages[name]}" for name in ("torch", "onnxruntime-gpu"))
+    return (
+        f"**{report.network} @{report.image_size}**, the demo's student, on an NVIDIA H100 ({packages}):\n\n"
+        f"{verdict_table(report)}\n\n([whole report](benchmarks/results/{ON_GPU}))"
     )
 
 

@@ -19,8 +19,10 @@ Logits = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-_ON_IT: Final = 0.004
-"""Of the calibrated logit, which at a threshold of a half is 0.001 of p_fake."""
+ON_THRESHOLD: Final = 0.004
+"""A face lies on a threshold if the logits of the two, of the calibrated scores, are no farther apart: any rounding may
+move it across. At a threshold of a half that is 0.001 of p_fake, a tenth of what float16 is granted. Such faces are no
+accident: an equal-error threshold is put halfway between two faces, the very ones that then are counted."""
 _HOLDS: Final = 0.8
 """How surely the share aimed at is to hold the bound when decisions are counted."""
 
@@ -33,7 +35,7 @@ class Decisions:
         margins: Fake logit minus real logit, float64 [N], of faces like those that thresholds act on; not of faces
             the network was trained on, whose margins are wider.
         thresholds: Margins >= one are fake by it, float64 [M].
-        near: A face that is no farther from a threshold lies on it: any rounding may move it across.
+        near: A face that is no farther from a threshold lies on it; see `ON_THRESHOLD`.
     """
 
     margins: Floats
@@ -43,8 +45,8 @@ class Decisions:
     @classmethod
     def by(cls, logits: ArrayLike, thresholds: Iterable[float], temperature: float = 1.0) -> Decisions:
         """From logits [N, 2], and thresholds of p_fake at a temperature."""
-        at = temperature * _logit(np.array(list(thresholds), np.float64))
-        return cls(_margins(logits), at, near=temperature * _ON_IT)
+        at = temperature * logit(np.array(list(thresholds), np.float64))
+        return cls(_margins(logits), at, near=temperature * ON_THRESHOLD)
 
     def expected_flips(self, errors: Floats) -> float:
         """Share of decisions that change at the threshold where most do, if any face may have any of the errors.
@@ -53,9 +55,8 @@ class Decisions:
         at all distances are ten thousand trials (measured on two networks: it falls with the noise where the count
         jumps).
 
-        Faces that lie on a threshold are left out, for no choice of layers makes their decision last. (An equal-error
-        threshold lies between two faces; one was seen 2e-5 from both, and a search for less noise gave all layers of
-        the network back to float for them.) The gate counts them.
+        Faces that lie on a threshold are left out, for no choice of layers makes their decision last: a search for less
+        noise once gave all layers of a network back to float for two of them.
 
         Args:
             errors: Of the margin, float64 [K]. Near a threshold they are larger than on faces the network is sure of,
@@ -154,7 +155,7 @@ def _margins(logits: ArrayLike) -> Floats:
     return np.asarray(values[:, 1] - values[:, 0])
 
 
-def _logit(scores: Floats) -> Floats:
-    """The inverse of the sigmoid; scores of 0 and 1 as the nearest that have one."""
+def logit(scores: Floats) -> Floats:
+    """The inverse of the sigmoid, float64; scores of 0 and 1 as the nearest that have one."""
     kept = np.clip(scores, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
     return np.asarray(np.log(kept) - np.log1p(-kept))

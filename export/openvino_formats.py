@@ -42,6 +42,8 @@ FLOATS: Final[tuple[FloatPrecision, ...]] = ("bf16", "f32")
 _IN_FLOAT: Final[dict[FloatPrecision, str]] = {"bf16": "the rest in bfloat16", "f32": "the rest in float32"}
 _FASTER: Final = 1.05
 """A candidate must be this much faster to win over one that agrees better."""
+_RIVAL_WORK: Final = 0.5
+"""Share of the work in int8 from which NNCF is asked for a rival."""
 
 
 def write_openvino(source: Path, out: Path) -> tuple[Path, Path]:
@@ -75,7 +77,7 @@ def quantise_openvino(
     next to nothing in int8, see benchmarks/results/export-unsure.json), and in float32 where bfloat16 does not hold the
     gate, or where all layers are in int8: it has nothing to win then, and float32 is the same on every processor.
 
-    Our QDQ graph comes first. Where it had to leave layers in float, NNCF gets its chance, with those layers left in
+    Our QDQ graph comes first. Where it had to leave some layers in float, NNCF gets its chance, with those left in
     float too; where it had not, NNCF has nothing to win (measured: equally fast, and 3 to 6 dB noisier). What does not
     hold the gate loses; then what is more than 5 % faster wins; then what agrees better.
 
@@ -94,9 +96,10 @@ def quantise_openvino(
     """
     search, floats, method, chosen, agreement = _choose_arithmetic(calibration, methods, gate)
     kept = set(calibration.parts.products) - set(chosen.products)
+    work = sum(calibration.parts.costs[name] for name in chosen.products)
     models = {f"{method}, QDQ": _read(chosen.model.SerializeToString(deterministic=True))}
-    # With next to nothing in int8 there is nothing to do better.
-    for preset in presets if kept and len(chosen.products) > 1 else ():
+    # With little in int8 there is little to do better, and of a teacher it takes 12 GiB and minutes.
+    for preset in presets if kept and work > _RIVAL_WORK * sum(calibration.parts.costs.values()) else ():
         models[f"NNCF {preset}"] = _nncf(calibration, preset, kept | set(calibration.parts.head))
     with tempfile.TemporaryDirectory() as folder:
         path, _ = write_openvino(calibration.source, Path(folder) / "full.xml")

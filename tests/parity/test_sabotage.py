@@ -19,7 +19,7 @@ from export.labelled_crops import gather
 from export.make_and_prove import make_and_prove
 from export.onnx_graph import write_onnx
 from export.parity_chain import LARGEST_BATCH, PYTORCH, ParityChain, run_in_batches
-from export.parity_gate import noise_to_lose
+from export.parity_gate import broken_bounds, noise_to_lose
 from export.parity_inputs import build_inputs
 from export.parity_page import rejection_page
 from export.prove import ONNX_OFF, PROGRAM, Opened, prove, prove_with
@@ -284,6 +284,17 @@ def test_int8_that_is_no_faster_is_not_worth_it(whole: Whole) -> None:
     assert verdict.verdict == "not worth it"
     assert (verdict.speedup or 1) < 1
     assert "times the speed of fp32 in onnxruntime" in (verdict.reason or "")
+
+
+def test_faces_on_a_threshold_do_not_count_against_int8(whole: Whole) -> None:
+    chain = fresh(whole)
+    chain.measure("onnx-int8", OnnxRuntime(whole.onnx, threads=1), "int8", before=PYTORCH)
+    link = chain.links["onnx-int8"]
+    first = next(flip for flip in link.flips if flip.on == "faces")
+    for flipped, on_threshold, broken in ((2, 0, True), (2, 2, False), (3, 2, True), (0, 0, False)):
+        found = first.model_copy(update={"flips": flipped, "on_threshold": on_threshold, "furthest": 0.0001})
+        changed = link.model_copy(update={"flips": (found,)})
+        assert bool(broken_bounds(changed)) is broken, (flipped, on_threshold)
 
 
 def test_int8_that_is_faster_by_chance_is_not_worth_it(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
