@@ -19,10 +19,6 @@ Logits = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-ON_THRESHOLD: Final = 0.004
-"""A face lies on a threshold if the logits of the two, of the calibrated scores, are no farther apart: any rounding may
-move it across. At a threshold of a half that is 0.001 of p_fake, a tenth of what float16 is granted. Such faces are no
-accident: an equal-error threshold is put halfway between two faces, the very ones that then are counted."""
 _HOLDS: Final = 0.8
 """How surely the share aimed at is to hold the bound when decisions are counted."""
 
@@ -35,18 +31,16 @@ class Decisions:
         margins: Fake logit minus real logit, float64 [N], of faces like those that thresholds act on; not of faces
             the network was trained on, whose margins are wider.
         thresholds: Margins >= one are fake by it, float64 [M].
-        near: A face that is no farther from a threshold lies on it; see `ON_THRESHOLD`.
     """
 
     margins: Floats
     thresholds: Floats
-    near: float = 0.0
 
     @classmethod
     def by(cls, logits: ArrayLike, thresholds: Iterable[float], temperature: float = 1.0) -> Decisions:
         """From logits [N, 2], and thresholds of p_fake at a temperature."""
         at = temperature * logit(np.array(list(thresholds), np.float64))
-        return cls(_margins(logits), at, near=temperature * ON_THRESHOLD)
+        return cls(_margins(logits), at)
 
     def expected_flips(self, errors: Floats) -> float:
         """Share of decisions that change at the threshold where most do, if any face may have any of the errors.
@@ -55,16 +49,13 @@ class Decisions:
         at all distances are ten thousand trials (measured on two networks: it falls with the noise where the count
         jumps).
 
-        Faces that lie on a threshold are left out, for no choice of layers makes their decision last: a search for less
-        noise once gave all layers of a network back to float for two of them.
-
         Args:
             errors: Of the margin, float64 [K]. Near a threshold they are larger than on faces the network is sure of,
                 so that of a well trained network more may flip than is expected; the gate counts.
         """
         distances = (self.margins[:, None] - self.thresholds)[:, None]
         crossed = (distances >= 0) != (distances + errors[:, None] >= 0)
-        return float((crossed & (np.abs(distances) > self.near)).mean(axis=(0, 1)).max())
+        return float(crossed.mean(axis=(0, 1)).max())
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from export.agreement import ON_THRESHOLD, logit
 from export.labelled_crops import LabelledCrops
 from pipeline.bootstrap import percentile_interval, too_few_videos, video_weights
 from pipeline.measures import RankedScores, calibration_error, curve_auc, equal_error
@@ -95,7 +94,6 @@ class Flips(_Model):
         flips: Samples that fall on the other side.
         compared: Samples: crops at frame level, videos at video level.
         furthest: Largest distance from the threshold of a flipped sample's reference score; None without flips.
-        on_threshold: Flips among them of samples that lie on the threshold; see `agreement.ON_THRESHOLD`.
         on: Labelled faces, or images that were drawn.
     """
 
@@ -105,7 +103,6 @@ class Flips(_Model):
     flips: int
     compared: int
     furthest: float | None
-    on_threshold: int = 0
 
 
 class LabelledDeltas(_Model):
@@ -239,7 +236,6 @@ def flips(
     """Count the decisions that change at one threshold; both float64 [N]."""
     changed = (reference >= point.threshold) != (other >= point.threshold)
     distance = np.abs(reference - point.threshold)[changed]
-    near = np.abs(logit(reference) - logit(np.array(point.threshold))) <= ON_THRESHOLD
     return Flips(
         on=on,
         point=f"{point.level} {point.name}",
@@ -247,7 +243,6 @@ def flips(
         flips=int(changed.sum()),
         compared=int(changed.size),
         furthest=float(distance.max()) if distance.size else None,
-        on_threshold=int((changed & near).sum()),
     )
 
 

@@ -23,8 +23,7 @@ class Gate:
         max_evidence_share: Of the evidence map, as a share of its largest value on the faces, and of that on all
             crops; the latter beyond what PyTorch is unsure of.
         flip_margin: A decision may change only where the reference's score is this close to the threshold.
-        flip_share: Share of the faces whose decision may change at any one operating point, not counting those that
-            lie on the threshold (`agreement.ON_THRESHOLD`).
+        flip_share: Share of the faces whose decision may change at any one operating point.
         max_auc_change: Of frame AUC on the faces, either way.
         min_sqnr_db: Of the logits of the faces.
         max_repeat_logit: Change of a logit with the batch it is in; relative for logits above `differences.LARGE`.
@@ -82,9 +81,7 @@ def noise_to_lose(link: LinkReport) -> float | None:
         return None
     times = [1.0]
     if gate.flip_share is not None:
-        times += [
-            (f.flips - f.on_threshold) / (gate.flip_share * f.compared) for f in link.flips if f.on == "faces"
-        ]
+        times += [f.flips / (gate.flip_share * f.compared) for f in link.flips if f.on == "faces"]
     if gate.max_auc_change is not None and link.deltas is not None and link.deltas.auc.value is not None:
         times.append(abs(link.deltas.auc.value) / gate.max_auc_change)
     return max(20 * math.log10(max(times)), gate.min_sqnr_db - sqnr)
@@ -121,10 +118,9 @@ def _decisions(link: LinkReport, gate: Gate) -> Iterator[str]:
         if (
             gate.flip_share is not None
             and found.on == "faces"
-            and found.flips - found.on_threshold > gate.flip_share * found.compared
+            and found.flips > gate.flip_share * found.compared
         ):
-            spared = f", {found.on_threshold} of them on the threshold" if found.on_threshold else ""
-            yield f"{found.flips} {where} flip{spared}, more than {gate.flip_share:.0%}"
+            yield f"{found.flips} {where} flip, more than {gate.flip_share:.0%}"
     if link.deltas is not None and gate.max_auc_change is not None and link.deltas.auc.value is not None:
         yield from _above("|ΔAUC|", abs(link.deltas.auc.value), gate.max_auc_change)
 

@@ -109,8 +109,7 @@ def flip_table(links: tuple[LinkReport, ...]) -> str:
             flip.point,
             flip.on,
             f"{flip.threshold:.6g}",
-            f"{flip.flips} of {flip.compared}"
-            + (f", {flip.on_threshold} on the threshold" if flip.on_threshold else ""),
+            f"{flip.flips} of {flip.compared}",
             f"{flip.furthest:.2g}",
         ]
         for link in links

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
+from export.clear_thresholds import cleared
 from export.labelled_crops import LabelledCrops
 from pipeline.bootstrap import percentile_interval, too_few_videos, video_weights
 from pipeline.errors import InputError
@@ -74,7 +75,8 @@ def calibrate(
         (metrics.overall.frame, collected.frame),
         (metrics.overall.video, collected.video),
     ):
-        points += [_clear_of(samples, point) for point in level.operating_points if point.name in POINTS]
+        fitted = [point for point in level.operating_points if point.name in POINTS]
+        points += [cleared(samples, point, how) for point in fitted]
         fewest = min(level.real_videos, level.fake_videos)
         if level.level == "video" and fewest < FEW_VIDEOS:
             notes.append(f"only {fewest} videos of a class: thresholds for videos are guesses")
@@ -93,17 +95,6 @@ def calibrate(
         ),
         metrics,
     )
-
-
-def _clear_of(samples: Samples, point: OperatingPoint) -> OperatingPoint:
-    """Raise a threshold that lies just above every score, by the last bit of a float, halfway to 1.
-
-    It acts alike on these data, and the rounding of another runtime cannot upset it.
-    """
-    highest = float(samples.scores.max())
-    if point.threshold <= highest or highest >= 1:
-        return point
-    return point.model_copy(update={"threshold": (highest + 1) / 2})
 
 
 def fit_temperature(margin: Floats, labels: NDArray[np.int64]) -> tuple[float, list[str]]:

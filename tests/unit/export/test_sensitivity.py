@@ -84,18 +84,6 @@ def test_expected_flips_are_what_a_count_comes_to_on_many_crops() -> None:
     assert few.expected_flips(np.zeros(3)) == 0
 
 
-def test_faces_that_lie_on_a_threshold_are_not_charged_to_the_layers() -> None:
-    rng = np.random.default_rng(0)
-    margins, errors = np.linspace(-4, 4, 100), rng.normal(0, 0.2, 200)
-    on_it = np.concatenate([margins, [0.01, -0.01]])
-    logits = np.stack([np.zeros(102), on_it], axis=1)
-    found = Decisions.by(logits, [0.5], temperature=3.0)  # so that 0.01 is 0.003 of the calibrated logit
-    others = Decisions(margins, np.zeros(1)).expected_flips(errors)
-    assert others > 0.01
-    assert found.expected_flips(errors) == pytest.approx(others * 100 / 102)
-    assert Decisions.by(logits, [0.5], temperature=1.0).expected_flips(errors) > others
-
-
 def test_of_several_thresholds_the_one_with_most_flips_counts() -> None:
     margins = np.array([-4.0, -3.0, 0.0, 0.1, 0.2, 3.0, 4.0, 5.0])
     errors = np.array([0.14, -0.14])
