@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from export.machine import examine_gpu, examine_processor
+from export.machine import examine_gpu, examine_processor, nvidia_smi
 from training.run_folder import git_revision, version_of
 
 PACKAGES = (
@@ -51,16 +49,8 @@ def environment() -> dict[str, Any]:
 
 def _gpu_limits() -> dict[str, str]:
     """Highest clocks and power of the first GPU, as nvidia-smi tells them; empty where it cannot."""
-    tool = shutil.which("nvidia-smi")
     names = ("clocks.max.sm", "clocks.max.memory", "power.limit")
-    if tool is None:
-        return {}
-    command = [tool, "--id=0", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)  # noqa: S603 - fixed words
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return dict(zip(names, done.stdout.strip().split(", "), strict=False))
+    return dict(zip(names, nvidia_smi(*names) or (), strict=False))
 
 
 def _command() -> str:

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,8 +75,6 @@ def run(
     Returns:
         Everything that could be measured, and for the rest why not.
     """
-    begun = time.perf_counter()
-    where = environment()
     walks = [
         (key, way) for key, way in WALKS if any(entry.key == key for entry in entries) and _has(ways, way)
     ]
@@ -88,50 +86,68 @@ def run(
         + len(walks)
         + len(stages)
     )
-    rows: list[Row] = []
-    ends: list[EndToEnd] = []
+    taken = _Taken(
+        environment(),
+        {
+            **asdict(effort),
+            "threads": threads,
+            "inside": {way.name: way.inside for way in ways},
+            "train_batch": batch,
+            "train_config": config.name if config else None,
+            "train_overrides": list(overrides),
+        },
+    )
     with tempfile.TemporaryDirectory() as scratch:
         made = _make_all(entries, ways, Path(scratch), threads, progress)
-        networks = tuple(network for entry in entries if (network := _network(made[entry.key])) is not None)
-        training = tuple(
+        taken.networks = [network for entry in entries if (network := _network(made[entry.key])) is not None]
+        taken.training = [
             _train(stage, title, config, made, overrides, effort, batch, threads, progress)
             for stage, title in stages
             if config is not None
-        )
+        ]
         anchor = made.get(ANCHOR_NETWORK)
         anchor = anchor if anchor is not None and ANCHOR.file in anchor.files else None
-
-        def table() -> Table:
-            return Table(
-                machine=where,
-                settings={
-                    **asdict(effort),
-                    "threads": threads,
-                    "inside": {way.name: way.inside for way in ways},
-                    "train_batch": batch,
-                    "train_config": config.name if config else None,
-                    "train_overrides": list(overrides),
-                },
-                seconds=round(time.perf_counter() - begun, 1),
-                networks=networks,
-                rows=tuple(rows),
-                training=training,
-                end_to_end=tuple(ends),
-                ratios=ratios_of(networks, rows, training),
-                process_spread=process_spread(networks, rows),
-            )
-
         for way, chosen in heats:
-            if minutes is not None and time.perf_counter() - begun > 60 * minutes:
+            if minutes is not None and taken.seconds > 60 * minutes:
                 late = f"not begun within {minutes:g} minutes"
-                rows += [Row(network=entry.key, way=way.name, reason=late) for entry in chosen]
+                taken.rows += [Row(network=entry.key, way=way.name, reason=late) for entry in chosen]
                 continue
-            rows += run_heat(
+            taken.rows += run_heat(
                 way, [made[entry.key] for entry in chosen], anchor, effort, threads, progress.step
             )
-            keep(table())
-        ends += [_walk(made[key], way, threads, progress) for key, way in walks]
-        return table()
+            keep(taken.table())
+        taken.ends = [_walk(made[key], way, threads, progress) for key, way in walks]
+        return taken.table()
+
+
+@dataclass
+class _Taken:
+    """What has been measured so far."""
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    networks: list[Network] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    training: list[Training] = field(default_factory=list)
+    ends: list[EndToEnd] = field(default_factory=list)
+    begun: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.begun
+
+    def table(self) -> Table:
+        return Table(
+            machine=self.machine,
+            settings=self.settings,
+            seconds=round(self.seconds, 1),
+            networks=tuple(self.networks),
+            rows=tuple(self.rows),
+            training=tuple(self.training),
+            end_to_end=tuple(self.ends),
+            ratios=ratios_of(self.networks, self.rows, self.training),
+            process_spread=process_spread(self.networks, self.rows),
+        )
 
 
 def _has(ways: Sequence[Way], name: str) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from benchmarks.table_plan import Effort, Entry
 from benchmarks.table_result import Interval, Row
 from benchmarks.ways import ANCHOR, Way
 from benchmarks.worker_process import ROOT, Worker, WorkerFailedError
+from export.machine import nvidia_smi
 
 _BEYOND: Final = 3
 """Samples that must lie beyond a quantile for it to be shown."""
@@ -221,12 +220,6 @@ def run_heat(
 
 def device_used() -> int | None:
     """Bytes in use on the first GPU, by everybody; None where nvidia-smi cannot tell."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    command = [tool, "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)  # noqa: S603 - fixed words
-        return int(done.stdout.split()[0]) << 20
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None
+    told = nvidia_smi("memory.used")
+    amount = told[0].partition(" ")[0] if told else ""
+    return int(amount) << 20 if amount.isdigit() else None  # in MiB

@@ -257,7 +257,7 @@ class Search:
             method=method,
             kept_float=(*kept, *parts.head),
             quantised=len(chosen.products),
-            work=sum(parts.costs[name] for name in chosen.products) / sum(parts.costs.values()),
+            work=parts.share(chosen.products),
             agreement=agreement,
             tried=self.tried,
             speedup=ratio,

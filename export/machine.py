@@ -143,26 +143,33 @@ def examine_gpu() -> tuple[Gpu | None, str | None]:
         device = find_device()
     except InputError as error:
         return None, str(error)
+    told = nvidia_smi("driver_version")
     gpu = Gpu(
         name=device.name,
         compute_capability=device.compute_capability,
         cuda=device.driver,
-        driver=_driver(),
+        driver=told[0] if told else None,
         memory=device.memory,
     )
     return gpu, None
 
 
-def _driver() -> str | None:
+def nvidia_smi(*fields: str) -> tuple[str, ...] | None:
+    """What `nvidia-smi` tells of the first GPU, each with its unit; None where it cannot.
+
+    Args:
+        fields: As `nvidia-smi --help-query-gpu` names them.
+    """
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
-    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    command = [tool, "--id=0", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)  # noqa: S603 - fixed words
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip().partition("\n")[0] or None
+    told = tuple(done.stdout.strip().split(", "))
+    return told if len(told) == len(fields) and all(told) else None
 
 
 def examine_processor() -> Processor:

@@ -96,10 +96,10 @@ def quantise_openvino(
     """
     search, floats, method, chosen, agreement = _choose_arithmetic(calibration, methods, gate)
     kept = set(calibration.parts.products) - set(chosen.products)
-    work = sum(calibration.parts.costs[name] for name in chosen.products)
+    work = calibration.parts.share(chosen.products)
     models = {f"{method}, QDQ": _read(chosen.model.SerializeToString(deterministic=True))}
     # With little in int8 there is little to do better, and of a teacher it takes 12 GiB and minutes.
-    for preset in presets if kept and work > _RIVAL_WORK * sum(calibration.parts.costs.values()) else ():
+    for preset in presets if kept and work > _RIVAL_WORK else ():
         models[f"NNCF {preset}"] = _nncf(calibration, preset, kept | set(calibration.parts.head))
     with tempfile.TemporaryDirectory() as folder:
         path, _ = write_openvino(calibration.source, Path(folder) / "full.xml")

@@ -54,6 +54,10 @@ class Quantisable:
     tensors: tuple[str, ...]
     costs: dict[str, float]
 
+    def share(self, products: Iterable[str]) -> float:
+        """Of the cost of all products, that of these; 0..1."""
+        return sum(self.costs[name] for name in products) / sum(self.costs.values())
+
 
 def prepare(source: Path) -> onnx.ModelProto:
     """Read a float graph and bring it into the form that is quantised: constants folded, shapes known."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import onnxruntime
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from export.doctor import Diagnosis, FormatState, diagnose, show
 from export.formats import FORMATS
-from export.machine import Gpu, Machine, Package, Processor, examine_machine
+from export.machine import Gpu, Machine, Package, Processor, examine_machine, nvidia_smi
 
 L4 = Gpu(name="NVIDIA L4", compute_capability="8.9", cuda="13.0", driver="580.65", memory=24 << 30)
 H100 = Gpu(name="NVIDIA H100", compute_capability="9.0", cuda="13.0", driver=None, memory=80 << 30)
@@ -162,3 +163,23 @@ def test_a_diagnosis_is_shown_and_survives_json() -> None:
     assert "tensorrt, tensorrt-int8: pip install tensorrt" in shown
     for name in FORMATS:
         assert name in shown
+
+
+def test_nvidia_smi_is_asked_for_the_first_gpu_and_believed_only_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert nvidia_smi("driver_version") is None  # there is none
+    tool = tmp_path / "nvidia-smi"
+    for script, told in (
+        (
+            '[ "$1 $3" = "--id=0 --format=csv,noheader" ] && echo "580.159.04, 1980 MHz"',
+            ("580.159.04", "1980 MHz"),
+        ),
+        ("echo 580.159.04", None),  # one of the two
+        ("echo", None),
+        ("echo Failed to initialize NVML; exit 9", None),
+    ):
+        tool.write_text(f"#!/bin/sh\n{script}\n")
+        tool.chmod(0o755)
+        assert nvidia_smi("driver_version", "clocks.max.sm") == told, script
