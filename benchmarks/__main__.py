@@ -188,6 +188,34 @@ def export(
     _report(result, markdown(result), out)
 
 
+@app.command("lowres-faces")
+def lowres_faces(
+    source: Annotated[Path, typer.Argument(help="Prepared folder with real faces.")],
+    out: Annotated[Path, typer.Option(help="New prepared folder, with labelled fakes.")],
+) -> None:
+    """Make an easy task: real faces, and the same with their inner part at a tenth of its resolution."""
+    from benchmarks.lowres import write_faces
+
+    typer.echo(f"{out}: {write_faces(source, out)} faces and as many fakes")
+
+
+@app.command("lowres-network")
+def lowres_network(
+    network: Annotated[str, typer.Argument(help="NAME@SIZE of timm.")],
+    data: Annotated[Path, typer.Option(help="Folder of `lowres-faces`.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint to write.")],
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the faces.")] = 4,
+    lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 1e-3,
+) -> None:
+    """Train a network with random weights on that task, so that export and gate have trained weights to work on."""
+    from benchmarks.lowres import train
+    from benchmarks.table_plan import named
+
+    tell = partial(typer.echo, err=True)
+    reached = train(named(network), data, out, epochs=epochs, lr=lr, tell=tell)
+    typer.echo(f"{out}: AUC {reached:.4f} on the split val")
+
+
 @app.command()
 def gate(
     network: Networks,
