@@ -25,7 +25,7 @@ from pipeline.measures import auc
 from training.backbones import published_settings
 from training.checkpoint import CheckpointInfo, save_checkpoint
 from training.dataset import LabelledFaces, load_crop
-from training.index import FaceRecord, Split, index_hash, read_index, write_index
+from training.index import INDEX_NAME, FaceRecord, Split, index_hash, read_index, write_index
 from training.networks import Detector, NetworkSpec, build_from_spec
 from training.run_folder import provenance_of
 from training.runtime import seed_everything
@@ -54,8 +54,10 @@ def write_faces(source: Path, out: Path) -> int:
         How many real faces there are; there are as many fakes.
 
     Raises:
-        InputError: No real faces in `source`, or `out` cannot be written.
+        InputError: No real faces in `source`, or `out` is a prepared folder already, or cannot be written.
     """
+    if (out / INDEX_NAME).exists():
+        raise InputError(f"{out} is a prepared folder already: give a new one, or delete it first.")
     reals = [record for record in read_index(source) if record.label == 0]
     if not reals:
         raise InputError(f"{source} has no real faces: prepare a folder that has (`stillface prepare`).")
@@ -122,8 +124,11 @@ def train(
         AUC on the split val.
 
     Raises:
-        InputError: A folder without labelled fakes, or weights that ended up not finite.
+        InputError: A folder without labelled fakes, a checkpoint in place of a name, or weights that ended up not
+            finite.
     """
+    if entry.checkpoint is not None:
+        raise InputError(f"{entry.checkpoint}: training starts from random weights; give NAME@SIZE of timm.")
     seed_everything(_SEED)
     crops, labels = _faces(data, "train", entry.image_size)
     held_out, truth = _faces(data, "val", entry.image_size)

@@ -46,7 +46,11 @@ def test_it_is_learned_and_the_checkpoint_says_by_whom(prepared: Path, tmp_path:
     assert len(told) == 16
 
 
-def test_a_folder_without_fakes_is_refused(prepared: Path, tmp_path: Path) -> None:
+def test_a_folder_without_fakes_and_a_checkpoint_are_refused(
+    prepared: Path, tmp_path: Path, checkpoint: Path
+) -> None:
+    with pytest.raises(InputError, match="training starts from random weights"):
+        train(named(str(checkpoint)), prepared, tmp_path / "out.pth", epochs=1)
     with pytest.raises(InputError, match="expected real faces and labelled fakes"):
         train(named("mobilevitv2_050@64"), prepared, tmp_path / "out.pth", epochs=1)
 
@@ -54,6 +58,8 @@ def test_a_folder_without_fakes_is_refused(prepared: Path, tmp_path: Path) -> No
 def test_a_folder_without_real_faces_is_refused(prepared: Path, tmp_path: Path) -> None:
     folder = tmp_path / "faces"
     write_faces(prepared, folder)
+    with pytest.raises(InputError, match="prepared folder already"):
+        write_faces(folder, folder)
     write_index(folder, [record for record in read_index(folder) if record.label == 1])
     with pytest.raises(InputError, match="no real faces"):
         write_faces(folder, tmp_path / "again")
