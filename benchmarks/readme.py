@@ -24,7 +24,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 TABLE, AGAIN = "table.json", "table-again.json"
 SERVED = ("serve-demo.json", "serve-student.json")
 EXPORTED = ("export.json", "export-random.json")
-PROVEN = ("gate.json", "gate-random.json")
+PROVEN = ("gate-student.json", "gate-teacher.json", "gate-random.json")
 ON_GPU = "parity-h100.json"
 
 

@@ -55,13 +55,21 @@ def expose(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
 
 
 def session_of(
-    model: onnx.ModelProto | bytes, *, threads: int | None, optimise: bool = True
+    model: onnx.ModelProto | bytes, *, threads: int | None, optimise: bool = True, arena: bool = True
 ) -> onnxruntime.InferenceSession:
-    """Open a graph on the CPU without spinning threads, silently."""
+    """Open a graph on the CPU without spinning threads, silently.
+
+    Args:
+        model: The graph.
+        threads: Of the runtime; None for all cores.
+        optimise: Whether nodes are fused.
+        arena: Whether memory is kept for the next run.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.enable_cpu_mem_arena = arena
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
@@ -81,7 +89,8 @@ def tensor_values(
         batch: Crops at a time; memory grows with it.
         threads: Of the runtime; None for all cores.
     """
-    session = session_of(expose(model, tensors), threads=threads)
+    # an arena would keep all that a run gives out a second time
+    session = session_of(expose(model, tensors), threads=threads, arena=False)
     for start in range(0, len(crops), batch):
         found = session.run(list(tensors), {"crops": np.ascontiguousarray(crops[start : start + batch])})
         yield {n: value.astype(np.float32, copy=False) for n, value in zip(tensors, found, strict=True)}

@@ -98,7 +98,7 @@ def quantise_openvino(
     kept = set(calibration.parts.products) - set(chosen.products)
     work = calibration.parts.share(chosen.products)
     models = {f"{method}, QDQ": _read(chosen.model.SerializeToString(deterministic=True))}
-    # With little in int8 there is little to do better, and of a teacher it takes 12 GiB and minutes.
+    # With little in int8 there is little to do better.
     for preset in presets if kept and work > _RIVAL_WORK else ():
         models[f"NNCF {preset}"] = _nncf(calibration, preset, kept | set(calibration.parts.head))
     with tempfile.TemporaryDirectory() as folder:

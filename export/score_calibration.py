@@ -18,6 +18,7 @@ from pipeline.errors import InputError
 from pipeline.manifest import AbstainBand, ScoreCalibration
 from pipeline.measures import calibration_error
 from pipeline.metrics import FEW_VIDEOS, MetricsReport, Resampling, measure_collected
+from pipeline.metrics_report import LevelReport
 from pipeline.samples import Samples
 from pipeline.scoring import DEFAULT_RULE, Interval, OperatingPoint, p_fake
 
@@ -75,8 +76,9 @@ def calibrate(
         (metrics.overall.frame, collected.frame),
         (metrics.overall.video, collected.video),
     ):
-        fitted = [point for point in level.operating_points if point.name in POINTS]
-        points += [cleared(samples, point, how) for point in fitted]
+        at_level, said = _points(level, samples, how)
+        points += at_level
+        notes += said
         fewest = min(level.real_videos, level.fake_videos)
         if level.level == "video" and fewest < FEW_VIDEOS:
             notes.append(f"only {fewest} videos of a class: thresholds for videos are guesses")
@@ -95,6 +97,19 @@ def calibrate(
         ),
         metrics,
     )
+
+
+def _points(level: LevelReport, samples: Samples, how: Resampling) -> tuple[list[OperatingPoint], list[str]]:
+    """The operating points of one level, clear of its samples, and a note for each that acts otherwise by that."""
+    fitted = [point for point in level.operating_points if point.name in POINTS]
+    points = [cleared(samples, point, how) for point in fitted]
+    notes = [
+        f"threshold {level.level} {point.name} moved from {before.threshold:.6g} to {point.threshold:.6g}, past one "
+        "sample: its neighbours lay so near that rounding would have decided about them"
+        for before, point in zip(fitted, points, strict=True)
+        if (before.fpr, before.tpr) != (point.fpr, point.tpr)
+    ]
+    return points, notes
 
 
 def fit_temperature(margin: Floats, labels: NDArray[np.int64]) -> tuple[float, list[str]]:

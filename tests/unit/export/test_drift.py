@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +112,35 @@ def test_tensors_of_another_form_that_lie_in_another_order_are_left_out(tmp_path
     layers = drift(full, half, random_crops(2, 192), threads=1)
     assert len(layers) > 20
     assert first_drifted(layers) is None
+
+
+_MEMORY = """
+import resource, sys
+import subprocess
+import sys
+from pathlib import Path
+import numpy as np
+from export.drift import drift, shared_tensors
+from export.intermediates import read_graph, tensor_values
+
+def most():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+
+path = Path(sys.argv[1])
+crops = np.random.default_rng(0).integers(0, 256, (8, 256, 256, 3), dtype=np.uint8)
+graph = read_graph(path)
+names = shared_tensors(graph, graph)
+one = sum(v.nbytes for v in next(iter(tensor_values(graph, names, crops[:1], batch=1, threads=1))).values())
+before = most()
+drift(path, path, crops, threads=1)
+print((most() - before) / one)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells the most that was resident")
+def test_memory_is_that_of_a_few_crops_however_many_are_compared(tmp_path: Path) -> None:
+    graph = write_onnx(random_detector("mobilevitv2_050", 256), tmp_path / "full.onnx")
+    command = [sys.executable, "-c", _MEMORY, str(graph)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    # two graphs, and of each the batch before and the present one; one crop's tensors were there already
+    assert float(told.stdout) < 6

@@ -110,6 +110,18 @@ def test_a_threshold_above_every_score_is_clear_of_them() -> None:
     assert (strict.fpr, strict.tpr) == (0, 0)
 
 
+def test_a_threshold_between_neighbours_that_all_but_touch_is_moved_and_noted() -> None:
+    margins = np.array([-2.0, -1.5, -1.0, 0.00005, 1.0, -1.2, 0.0, 1.5, 2.0, 3.0])
+    labels = np.repeat([0, 1], 5)
+    found, metrics = calibrate(crops(labels, 1), np.stack([np.zeros(10), margins], axis=1), how=QUICK)
+    before, after = metrics.overall.frame.operating_points[0], found.operating_points[0]
+    assert before.threshold != after.threshold
+    moved = f"threshold frame eer moved from {before.threshold:.6g} to {after.threshold:.6g}, past one sample"
+    assert [note for note in found.notes if note.startswith(moved)]
+    called = p_fake(np.stack([np.zeros(10), margins], axis=1), found.temperature) >= after.threshold
+    assert (called[:5].mean(), called[5:].mean()) == pytest.approx((after.fpr, after.tpr))
+
+
 def test_few_videos_are_noted() -> None:
     labels, logits = drawn(40, temperature=1.0)
     found, _ = calibrate(crops(labels, 40), logits, how=QUICK)
