@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from timm.models.mobilevit import MobileVitV2Block
@@ -13,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from export.convolutions import absorb_affine, cheaper_merged, fold_batchnorm, is_pointwise, merge
 from export.graph import ExportGraph
 from export.mobilevit import LeanAttention, LeanBlock, PlainNorm
+from export.plane_means import pool_plane_means
 from tests.unit.export.detectors import random_crops, random_detector
 from training.networks import Detector
 
@@ -98,6 +104,28 @@ def test_scale_and_shift_of_a_norm_become_part_of_the_convolution_after_it() -> 
     x = torch.randn(2, 6, 4, 4)
     plain = nn.GroupNorm(1, 6, affine=False)(x)
     assert differ(absorb_affine(norm, conv)(plain), conv(norm(x))) < 1e-6
+
+
+@pytest.mark.parametrize("values", ["alike but for a few", "heavy tails", "beside a large mean"])
+def test_a_norm_of_a_large_map_keeps_its_digits_in_onnx_runtime(tmp_path: Path, values: str) -> None:
+    drawn = np.random.default_rng(0)
+    shape = (1, 256, 32, 32)
+    x = {
+        "alike but for a few": np.where(drawn.random(shape) < 0.01, 30.0, 1.0),
+        "heavy tails": drawn.standard_normal(shape) ** 5,
+        "beside a large mean": drawn.standard_normal(shape) + 5,
+    }[values].astype(np.float32)
+    path = tmp_path / "norm.onnx"
+    norm = PlainNorm(nn.GroupNorm(1, 256), native=False)
+    program: Any = torch.onnx.export(norm, (torch.from_numpy(x),), dynamo=True, input_names=["x"])
+    model = program.model_proto
+    pool_plane_means(model)
+    onnx.save(model, str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"x": x})[0]
+    exact = x.astype(np.float64)
+    exact = (exact - exact.mean()) / np.sqrt(exact.var() + 1e-5)
+    assert np.abs(found - exact).max() < 5e-6 * np.abs(exact).max()
 
 
 @torch.no_grad()
