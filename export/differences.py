@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from export.labelled_crops import LabelledCrops
 from pipeline.bootstrap import percentile_interval, too_few_videos, video_weights
@@ -103,6 +103,14 @@ class Flips(_Model):
     flips: int
     compared: int
     furthest: float | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_is_told_no_more(cls, stored: Any) -> Any:
+        """A bundle may hold a report that also counts flips near a threshold, which once were excused."""
+        if isinstance(stored, dict):
+            return {name: value for name, value in stored.items() if name != "on_threshold"}
+        return stored
 
 
 class LabelledDeltas(_Model):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from export.differences import difference, drawn_flips, flips, labelled_deltas
+from export.differences import Flips, difference, drawn_flips, flips, labelled_deltas
 from export.parity_chain import measure_repeat
 from export.parity_gate import GATES, broken_bounds
 from export.parity_inputs import build_inputs, digest, drawn_crops
@@ -82,6 +83,13 @@ def test_flips_and_how_far_they_were_from_the_threshold() -> None:
     assert (found.flips, found.compared, found.point) == (2, 4, "frame eer")
     assert found.furthest == pytest.approx(0.01)
     assert flips(POINT, np.array([0.4]), np.array([0.4])).furthest is None
+
+
+def test_a_report_of_before_is_read_without_what_it_excused() -> None:
+    found = flips(POINT, np.array([0.49, 0.9]), np.array([0.51, 0.9]))
+    assert Flips.model_validate({**found.model_dump(), "on_threshold": 1}) == found
+    with pytest.raises(ValidationError):
+        Flips.model_validate({**found.model_dump(), "on_thresholds": 1})
 
 
 def test_drawn_images_flip_at_frame_level_only() -> None:
