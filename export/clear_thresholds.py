@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from export.agreement import logit
 from pipeline.metrics import FPR_LIMITS, Resampling, measure
@@ -80,7 +81,7 @@ def _middle(edges: Floats, gap: int) -> float:
         return float(high / 2)
     if not np.isfinite(high):
         return float((low + 1) / 2)
-    middle = float(1 / (1 + np.exp(-_in_logits(edges, gap).mean())))
+    middle = float(expit(_in_logits(edges, gap).mean()))
     return middle if low < middle <= high else float(high)  # beyond 1e-15 of 1 logits tell nothing apart
 
 
