@@ -82,7 +82,7 @@ def run(
     heats = [(way, [entry for entry in entries if way in entry.ways(ways)]) for way in ways]
     progress.begin(
         len(entries)
-        + sum(len(chosen) + 1 + effort.rounds + effort.batch_rounds for _, chosen in heats)
+        + sum(len(chosen) + 1 + effort.rounds + effort.offline(way.device)[1] for way, chosen in heats)
         + len(walks)
         + len(stages)
     )

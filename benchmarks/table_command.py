@@ -14,7 +14,7 @@ from benchmarks.compare import Clock, checked_out, compare_trees, markdown
 from benchmarks.progress import Progress
 from benchmarks.table import TRAIN_BATCH, run
 from benchmarks.table_markdown import full, memory_text, missing_text, rows_text, summary
-from benchmarks.table_plan import FULL, ON_GPU, QUICK, RIVALS, choose_ways, entries, named, quick_entries
+from benchmarks.table_plan import FULL, QUICK, RIVALS, choose_ways, entries, named, quick_entries
 from benchmarks.table_ratios import disagreements
 from benchmarks.table_result import Table, read_table
 from pipeline.storage import write_whole
@@ -65,7 +65,7 @@ def run_table(choice: Choice) -> bool:
         table = run(
             chosen,
             ways,
-            QUICK if choice.quick else ON_GPU if choice.gpu else FULL,
+            QUICK if choice.quick else FULL,
             progress,
             threads=choice.threads or cores(),
             batch=GPU_TRAIN_BATCH if choice.gpu else TRAIN_BATCH,
@@ -111,7 +111,7 @@ def run_networks(
     Raises:
         InputError: A network or a way that is none.
     """
-    effort = replace(FULL, rounds=rounds, batch_rounds=FULL.batch_rounds if show == "rows" else 1)
+    effort = replace(FULL, rounds=rounds)
     with Progress() as progress:
         table = run(
             [named(text) for text in networks],

@@ -206,10 +206,11 @@ def run_heat(
             for place in rng.permutation(len(everyone)):
                 everyone[place].time_singles(effort)
         crowd = [lane for lane in lanes if not lane.made.entry.is_side and way.every_batch]
-        for number in range(effort.batch_rounds):
-            step(f"{way.title}: batches, round {number + 1} of {effort.batch_rounds}")
+        batches, rounds = effort.offline(way.device)
+        for number in range(rounds):
+            step(f"{way.title}: batches, round {number + 1} of {rounds}")
             for place in rng.permutation(len(crowd)):
-                crowd[place].time_batches(effort.batches, first=number == 0)
+                crowd[place].time_batches(batches, first=number == 0)
         for lane in crowd if way.device == "cuda" else ():
             lane.count_energy(effort.energy_seconds)
     finally:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from benchmarks.ways import CPU, GPU, SIDE_WAYS, Way
+from benchmarks.ways import CPU, GPU, SIDE_WAYS, Device, Way
 from pipeline.errors import InputError
 
 Group = Literal["full", "equal", "width", "rival", "demo"]
@@ -65,6 +65,8 @@ class Effort:
         least_calls: Per round.
         batches: Batch sizes of the Offline-like part.
         batch_rounds: Its rounds.
+        gpu_batches, gpu_batch_rounds: The same on a GPU, which is not full before dozens of crops. A CPU takes minutes
+            for such a batch of a large network.
         train_steps: Steps of training per block, of three blocks.
         energy_seconds: Of full batches while a GPU's energy is counted.
     """
@@ -74,15 +76,27 @@ class Effort:
     least_calls: int = 3
     batches: tuple[int, ...] = (2, 4, 8, 16)
     batch_rounds: int = 1
+    gpu_batches: tuple[int, ...] = (2, 8, 32, 128)
+    gpu_batch_rounds: int = 3
     train_steps: int = 1
     energy_seconds: float = 1.0
 
+    def offline(self, device: Device) -> tuple[tuple[int, ...], int]:
+        """Batch sizes and rounds of the Offline-like part on a device."""
+        if device == "cuda":
+            return self.gpu_batches, self.gpu_batch_rounds
+        return self.batches, self.batch_rounds
+
 
 FULL: Final = Effort()
-ON_GPU: Final = Effort(batches=(2, 8, 32, 128), batch_rounds=3)
-"""A GPU is not full before dozens of crops."""
 QUICK: Final = Effort(
-    rounds=4, round_seconds=0.02, least_calls=2, batches=(2,), batch_rounds=1, energy_seconds=0.2
+    rounds=4,
+    round_seconds=0.02,
+    least_calls=2,
+    batches=(2,),
+    gpu_batches=(2, 8),
+    gpu_batch_rounds=1,
+    energy_seconds=0.2,
 )
 
 
