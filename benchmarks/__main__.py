@@ -205,7 +205,7 @@ def lowres_network(
     data: Annotated[Path, typer.Option(help="Folder of `lowres-faces`.")],
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")],
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the faces.")] = 4,
-    lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 1e-3,
+    lr: Annotated[float, typer.Option(min=1e-8, help="Highest learning rate.")] = 1e-3,
 ) -> None:
     """Train a network with random weights on that task, so that export and gate have trained weights to work on."""
     from benchmarks.lowres import train

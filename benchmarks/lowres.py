@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
 
 from benchmarks.table_plan import Entry
@@ -25,6 +26,7 @@ from pipeline.measures import auc
 from training.backbones import published_settings
 from training.checkpoint import CheckpointInfo, save_checkpoint
 from training.dataset import LabelledFaces, load_crop
+from training.face_scores import in_torch
 from training.index import INDEX_NAME, FaceRecord, Split, index_hash, read_index, write_index
 from training.networks import Detector, NetworkSpec, build_from_spec
 from training.run_folder import provenance_of
@@ -37,6 +39,8 @@ COARSER: Final = 10
 """Times fewer pixels on each side of the inner part."""
 _INNER: Final = 0.6
 """Side of the inner part, as a share of the face box's."""
+DRAWN_SHARE: Final = 0.1
+"""Drawn images among the training crops, as a share of the faces."""
 _BATCH: Final = 8
 _WARM_UP: Final = 0.1
 """Share of the steps in which the learning rate rises."""
@@ -97,6 +101,32 @@ def coarsened(image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
     return changed
 
 
+def drawn(size: int, count: int) -> NDArray[np.uint8]:
+    """Images of one colour, checkerboards and noise, in turns.
+
+    Without them BatchNorm's statistics are those of faces alone, and one black image takes a network of so few steps
+    to activations that float16 cannot follow.
+
+    Args:
+        size: Side in pixels.
+        count: How many.
+
+    Returns:
+        RGB uint8 [count, size, size, 3]; the same for the same arguments.
+    """
+    rng = np.random.default_rng(_SEED)
+    rows, columns = np.indices((size, size))
+    images = np.empty((count, size, size, 3), np.uint8)
+    for number in range(count):
+        # Beyond the range, so that black and white are common; grey half of the time.
+        one, other = (rng.integers(-128, 384, rng.choice((1, 3))).clip(0, 255) for _ in range(2))
+        cell = 2 ** rng.integers(0, 6)
+        board = (rows // cell + columns // cell)[..., None] % 2
+        share = (0, board, rng.random((size, size, 3)))[number % 3]
+        images[number] = one + share * (other - one)
+    return images
+
+
 def train(
     entry: Entry,
     data: Path,
@@ -108,9 +138,9 @@ def train(
 ) -> float:
     """Train a network with random weights to tell a folder's labelled fakes from its real faces.
 
-    Cross-entropy, AdamW, a rate that rises and falls as half a cosine, crops mirrored at random. BatchNorm's
-    statistics are taken anew of all training faces at the end (Wu and Johnson 2021, "Rethinking 'Batch' in
-    BatchNorm"): the running ones of few small batches are far off in a deep network.
+    Cross-entropy, AdamW, a rate that rises and falls as half a cosine, crops mirrored at random, drawn images among
+    the fakes. BatchNorm's statistics are taken anew of all training crops at the end (Wu and Johnson 2021, "Rethinking
+    'Batch' in BatchNorm"): the running ones of few small batches are far off in a deep network.
 
     Args:
         entry: The network.
@@ -131,10 +161,16 @@ def train(
         raise InputError(f"{entry.checkpoint}: training starts from random weights; give NAME@SIZE of timm.")
     seed_everything(_SEED)
     crops, labels = _faces(data, "train", entry.image_size)
+    others = torch.from_numpy(drawn(entry.image_size, round(DRAWN_SHARE * len(crops))))
+    crops, labels = (
+        torch.cat((crops, others)),
+        torch.cat((labels, torch.ones(len(others), dtype=labels.dtype))),
+    )
     held_out, truth = _faces(data, "val", entry.image_size)
     published = published_settings(entry.name)
     spec = NetworkSpec(name=entry.name, image_size=entry.image_size, mean=published.mean, std=published.std)
     detector = build_from_spec(spec).train()
+    _begin_as_shortcuts(detector)
     steps = epochs * -(-len(crops) // _BATCH)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=lr, weight_decay=1e-4)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=_WARM_UP)
@@ -145,7 +181,7 @@ def train(
         ]
         tell(f"{entry.title}: epoch {epoch + 1} of {epochs}, loss {np.mean(losses):.4f}")
     _take_statistics(detector, crops)
-    reached = auc(_scores(detector.eval(), held_out), truth)
+    reached = auc(_scores(detector, held_out), truth)
     assert reached is not None  # noqa: S101 - `_faces` gave both classes
     info = CheckpointInfo(
         stage=STAGE,
@@ -158,6 +194,7 @@ def train(
             "epochs": epochs,
             "lr": lr,
             "batch_size": _BATCH,
+            "drawn_share": DRAWN_SHARE,
             "seed": _SEED,
         },
         provenance=provenance_of(index_hash(data)),
@@ -177,6 +214,16 @@ def _faces(data: Path, split: Split, size: int) -> tuple[Tensor, Tensor]:
     faces = LabelledFaces(records, sizes=(size,))
     crops = torch.stack([faces[index].crops[0] for index in range(len(faces))])
     return crops, torch.tensor([record.label for record in records])
+
+
+def _begin_as_shortcuts(detector: Detector) -> None:
+    """Let every residual block of EfficientNet pass its input on (Goyal et al. 2017, section 5.1).
+
+    Dozens of them with random weights multiply whatever BatchNorm has not met.
+    """
+    for module in detector.modules():
+        if isinstance(module, InvertedResidual) and module.has_skip:
+            nn.init.zeros_(module.bn3.weight)
 
 
 def _batches(crops: Tensor, labels: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -218,7 +265,7 @@ def _take_statistics(detector: Detector, crops: Tensor) -> None:
         detector(images)
 
 
-@torch.no_grad()
 def _scores(detector: Detector, crops: Tensor) -> NDArray[np.float64]:
-    logits = torch.cat([detector(images) for images in torch.split(crops, _BATCH)]).double()
-    return (logits[:, 1] - logits[:, 0]).numpy()
+    network = in_torch(detector, "cpu")
+    logits = np.concatenate([network.answer(images) for images in torch.split(crops, _BATCH)])
+    return np.asarray(logits[:, 1] - logits[:, 0])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.lowres import METHOD, STAGE, coarsened, train, write_faces
+from benchmarks.lowres import METHOD, STAGE, coarsened, drawn, train, write_faces
 from benchmarks.table_plan import named
 from pipeline.errors import InputError
 from training.checkpoint import load_detector
@@ -25,6 +25,18 @@ def test_a_fake_is_its_real_face_with_a_coarse_inner_part() -> None:
     assert (rows[0], rows[-1], columns[0], columns[-1]) == (42, 77, 28, 51)
     assert found[changed].std() < 0.3 * image[changed].std()
     assert image.std() > 70  # the original is left alone
+
+
+def test_drawn_images_are_one_colour_two_or_noise() -> None:
+    images = drawn(64, 300)
+    colours = [len(np.unique(image.reshape(-1, 3), axis=0)) for image in images]
+    assert set(colours[::3]) == {1}
+    assert set(colours[1::3]) <= {1, 2}  # of one colour where both were beyond the range
+    assert 2 in colours[1::3]
+    assert np.median(colours[2::3]) > 100
+    flat = images[::3, 0, 0]
+    assert {0, 255} <= set(flat[(flat == flat[:, :1]).all(axis=1)][:, 0])  # black and white
+    assert np.array_equal(images, drawn(64, 300))
 
 
 @pytest.mark.slow
