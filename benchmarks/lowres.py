@@ -104,8 +104,8 @@ def coarsened(image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
 def drawn(size: int, count: int) -> NDArray[np.uint8]:
     """Images of one colour, checkerboards and noise, in turns.
 
-    Without them BatchNorm's statistics are those of faces alone, and one black image takes a network of so few steps
-    to activations that float16 cannot follow.
+    Without them BatchNorm's statistics are those of faces alone: noise took a teacher trained for minutes past what
+    float16 holds, and two networks were undecided about black, where rounding shows most.
 
     Args:
         size: Side in pixels.
@@ -160,12 +160,7 @@ def train(
     if entry.checkpoint is not None:
         raise InputError(f"{entry.checkpoint}: training starts from random weights; give NAME@SIZE of timm.")
     seed_everything(_SEED)
-    crops, labels = _faces(data, "train", entry.image_size)
-    others = torch.from_numpy(drawn(entry.image_size, round(DRAWN_SHARE * len(crops))))
-    crops, labels = (
-        torch.cat((crops, others)),
-        torch.cat((labels, torch.ones(len(others), dtype=labels.dtype))),
-    )
+    crops, labels = _with_drawn(*_faces(data, "train", entry.image_size))
     held_out, truth = _faces(data, "val", entry.image_size)
     published = published_settings(entry.name)
     spec = NetworkSpec(name=entry.name, image_size=entry.image_size, mean=published.mean, std=published.std)
@@ -214,6 +209,12 @@ def _faces(data: Path, split: Split, size: int) -> tuple[Tensor, Tensor]:
     faces = LabelledFaces(records, sizes=(size,))
     crops = torch.stack([faces[index].crops[0] for index in range(len(faces))])
     return crops, torch.tensor([record.label for record in records])
+
+
+def _with_drawn(crops: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, and drawn images labelled fake: faces they are not."""
+    others = torch.from_numpy(drawn(crops.shape[1], round(DRAWN_SHARE * len(crops))))
+    return torch.cat((crops, others)), torch.cat((labels, labels.new_ones(len(others))))
 
 
 def _begin_as_shortcuts(detector: Detector) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from timm.models._efficientnet_blocks import InvertedResidual
 
 from benchmarks.lowres import METHOD, STAGE, coarsened, drawn, train, write_faces
 from benchmarks.table_plan import named
@@ -40,7 +42,16 @@ def test_drawn_images_are_one_colour_two_or_noise() -> None:
 
 
 @pytest.mark.slow
-def test_it_is_learned_and_the_checkpoint_says_by_whom(prepared: Path, tmp_path: Path) -> None:
+def test_it_is_learned_and_the_checkpoint_says_by_whom(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def noted(size: int, count: int) -> NDArray[np.uint8]:
+        asked.append((size, count))
+        return drawn(size, count)
+
+    monkeypatch.setattr("benchmarks.lowres.drawn", noted)
     folder = tmp_path / "faces"
     faces = write_faces(prepared, folder)
     records = read_index(folder)
@@ -53,9 +64,21 @@ def test_it_is_learned_and_the_checkpoint_says_by_whom(prepared: Path, tmp_path:
     reached = train(named("mobilevitv2_050@64"), folder, out, epochs=16, tell=told.append)
     detector, info = load_detector(out)
     assert reached > 0.8
+    trained_on = sum(record.split == "train" for record in records)
+    assert asked == [(64, round(0.1 * trained_on))]  # drawn images, for a tenth of the faces
     assert (info.stage, info.epoch, info.val_auc, info.network.image_size) == (STAGE, 16, reached, 64)
     assert detector.spec.name == "mobilevitv2_050"
     assert len(told) == 16
+
+
+def test_blocks_of_efficientnet_begin_as_shortcuts(prepared: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "faces", tmp_path / "teacher.pth"
+    write_faces(prepared, folder)
+    train(named("tf_efficientnet_lite0@32"), folder, out, epochs=1, lr=1e-8)
+    blocks = [module for module in load_detector(out)[0].modules() if isinstance(module, InvertedResidual)]
+    assert {block.has_skip for block in blocks} == {True, False}
+    for block in blocks:
+        assert block.bn3.weight.abs().max().item() == pytest.approx(0 if block.has_skip else 1, abs=1e-3)
 
 
 def test_a_folder_without_fakes_and_a_checkpoint_are_refused(
