@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 TABLE, AGAIN = "table.json", "table-again.json"
 SERVED = ("serve-demo.json", "serve-student.json")
-EXPORTED = ("export.json", "export-random.json")
+EXPORTED = ("export.json", "export-epyc.json", "export-random.json")
 PROVEN = ("gate-student.json", "gate-teacher.json", "gate-random.json")
 ON_GPU = "parity-h100.json"
 
