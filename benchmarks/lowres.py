@@ -105,7 +105,9 @@ def drawn(size: int, count: int) -> NDArray[np.uint8]:
     """Images of one colour, checkerboards and noise, in turns.
 
     Without them BatchNorm's statistics are those of faces alone: noise took a teacher trained for minutes past what
-    float16 holds, and two networks were undecided about black, where rounding shows most.
+    float16 holds, and two networks were undecided about black, where rounding shows most. Drawn otherwise
+    than what the gate shows (`export.parity_inputs`), which must not be learned by heart; plain black and white are in
+    both.
 
     Args:
         size: Side in pixels.
@@ -229,10 +231,10 @@ def _begin_as_shortcuts(detector: Detector) -> None:
 
 def _batches(crops: Tensor, labels: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The epoch's batches, shuffled, each half mirrored; a last one of a single crop has no statistics."""
-    drawn = torch.Generator().manual_seed(epoch)
-    for places in torch.split(torch.randperm(len(crops), generator=drawn), _BATCH):
+    chance = torch.Generator().manual_seed(epoch)
+    for places in torch.split(torch.randperm(len(crops), generator=chance), _BATCH):
         images = crops[places]
-        mirrored = torch.rand(len(places), generator=drawn) < 0.5
+        mirrored = torch.rand(len(places), generator=chance) < 0.5
         images[mirrored] = images[mirrored].flip(2)
         if len(places) > 1:
             yield images, labels[places]
