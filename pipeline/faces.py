@@ -22,6 +22,9 @@ _OVERLAP = 0.3
 _CANDIDATES = 5000
 _SMALLEST_SIDE = 2.0
 """Boxes narrower than this after clipping, in pixels, are dropped: nothing could be cropped from them."""
+_LEAST_INPUT = 64
+"""Smaller sides are padded with black to this many pixels. OpenCV pads to multiples of 32 itself, and where one side
+comes to 32 its result depends on what lay in memory before (4.14: "faces" in a strip of one colour, now and then)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +99,11 @@ class FaceFinder:
         scale = min(1.0, self._max_side / max(height, width))
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         small = image if scale == 1.0 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        below, right = max(0, _LEAST_INPUT - size[1]), max(0, _LEAST_INPUT - size[0])
+        padded = cv2.copyMakeBorder(small, 0, below, 0, right, cv2.BORDER_CONSTANT) if below or right else small
         detector = self._detector()
-        detector.setInputSize(size)
-        _, rows = detector.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
+        detector.setInputSize((padded.shape[1], padded.shape[0]))
+        _, rows = detector.detect(cv2.cvtColor(padded, cv2.COLOR_RGB2BGR))
         if rows is None:
             return []
         back = np.array([width / size[0], height / size[1]], np.float32)

@@ -29,6 +29,17 @@ def test_pictures_without_a_face(shape: tuple[int, int]) -> None:
     assert FaceFinder().find_batch([noise, noise]) == [[], []]
 
 
+@pytest.mark.parametrize("shape", [(10, 20_000), (20_000, 10), (1, 1), (32, 300), (32, 32)])
+def test_what_was_looked_at_before_changes_nothing(shape: tuple[int, int]) -> None:
+    finder, picture = FaceFinder(min_score=0.02), np.full((*shape, 3), 90, np.uint8)
+    generator = np.random.default_rng(0)
+    answers = []
+    for side in generator.integers(40, 640, 12):
+        finder.find(generator.integers(0, 256, (side, 400, 3), dtype=np.uint8))
+        answers.append([(face.box, face.score) for face in finder.find(picture)])
+    assert all(answer == answers[0] for answer in answers), answers
+
+
 def row(x: float, y: float, w: float, h: float) -> np.ndarray:
     return np.array([x, y, w, h, *range(10), 0.8], np.float32)
 
