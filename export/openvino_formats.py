@@ -22,6 +22,7 @@ from export.agreement import Agreement, Gate, Logits, compare
 from export.int8 import GATE, Candidate, Int8Result, Search
 from export.int8_calibration import Calibration
 from export.intermediates import read_graph, square_of
+from export.openvino_norms import fuse_norms
 from export.speed_gate import speedup
 from pipeline.errors import InputError
 from pipeline.runtime import Answer, Crops
@@ -199,13 +200,15 @@ def _logits(runtime: OpenVinoRuntime, crops: Crops, batch: int = 8) -> Logits:
 
 
 def _read(graph: Path | bytes) -> Any:
-    """Read ONNX without the converter's command."""
+    """Read ONNX without the converter's command, its norms as OpenVINO's own."""
     _openvino()
     try:
-        return openvino_core().read_model(graph if isinstance(graph, bytes) else str(graph))
+        model = openvino_core().read_model(graph if isinstance(graph, bytes) else str(graph))
     except RuntimeError as error:
         name = graph if isinstance(graph, Path) else "the int8 graph"
         raise InputError(f"OpenVINO cannot read {name}: {error}") from error
+    fuse_norms(model)
+    return model
 
 
 def _save(model: Any, out: Path, floats: FloatPrecision = "f32") -> tuple[Path, Path]:

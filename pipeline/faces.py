@@ -100,7 +100,9 @@ class FaceFinder:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         small = image if scale == 1.0 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         below, right = max(0, _LEAST_INPUT - size[1]), max(0, _LEAST_INPUT - size[0])
-        padded = cv2.copyMakeBorder(small, 0, below, 0, right, cv2.BORDER_CONSTANT) if below or right else small
+        padded = (
+            cv2.copyMakeBorder(small, 0, below, 0, right, cv2.BORDER_CONSTANT) if below or right else small
+        )
         detector = self._detector()
         detector.setInputSize((padded.shape[1], padded.shape[0]))
         _, rows = detector.detect(cv2.cvtColor(padded, cv2.COLOR_RGB2BGR))

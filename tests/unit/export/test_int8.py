@@ -106,6 +106,32 @@ def test_a_layer_whose_noise_was_underrated_does_not_stay_to_the_last(graph: Pat
     assert len(chosen.products) > 1
 
 
+def test_layers_come_back_where_an_attempt_left_too_many_in_float(
+    calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pairs(model: onnx.ModelProto) -> int:
+        return sum(node.op_type == "DequantizeLinear" for node in model.graph.node)
+
+    def answer(model: onnx.ModelProto, crops: Crops) -> Logits:
+        # All together err far more than without any few of them.
+        exact = logits_of(calibration.full, crops, threads=1)
+        error = exact * 0.2 * (pairs(model) / everything) ** 8
+        return np.asarray(exact + error * (-1) ** np.arange(len(exact))[:, None], np.float32)
+
+    def fitted() -> tuple[Candidate, Agreement]:
+        search = Search(replace(calibration, answers={}), "onnxruntime", answer)
+        return search.fit_gate("minmax", gate)
+
+    everything = pairs(
+        Search(calibration, "onnxruntime", answer).build("minmax", calibration.parts.products).model
+    )
+    gate = Gate(min_sqnr_db=16, max_delta_auc=1, max_flips=1)
+    assert not gate.failures(fitted()[1])
+    more = calibration.parts.share(fitted()[0].products)
+    monkeypatch.setattr("export.int8._RETURNS", 0)
+    assert more > calibration.parts.share(fitted()[0].products) + 0.05
+
+
 def test_noise_of_a_layer_is_also_what_a_sum_loses_that_reads_its_input(tmp_path: Path) -> None:
     detector = random_detector("mobilevitv2_050", 64)
     with torch.no_grad():
