@@ -200,13 +200,20 @@ def _logits(runtime: OpenVinoRuntime, crops: Crops, batch: int = 8) -> Logits:
 
 
 def _read(graph: Path | bytes) -> Any:
-    """Read ONNX without the converter's command, its norms as OpenVINO's own."""
+    """Read ONNX without the converter's command, its norms as OpenVINO's own.
+
+    Always from a file: from memory OpenVINO gives every reader of a convolution a copy of its bias's addition.
+    """
     _openvino()
-    try:
-        model = openvino_core().read_model(graph if isinstance(graph, bytes) else str(graph))
-    except RuntimeError as error:
-        name = graph if isinstance(graph, Path) else "the int8 graph"
-        raise InputError(f"OpenVINO cannot read {name}: {error}") from error
+    with tempfile.TemporaryDirectory() as folder:
+        path = graph if isinstance(graph, Path) else Path(folder) / "int8.onnx"
+        if isinstance(graph, bytes):
+            path.write_bytes(graph)
+        try:
+            model = openvino_core().read_model(str(path))
+        except RuntimeError as error:
+            name = graph if isinstance(graph, Path) else "the int8 graph"
+            raise InputError(f"OpenVINO cannot read {name}: {error}") from error
     fuse_norms(model)
     return model
 

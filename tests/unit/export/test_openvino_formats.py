@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
 
 from export.agreement import Agreement, Gate
 from export.drift import sqnr_db
@@ -91,7 +92,8 @@ def executed(path: Path) -> list[tuple[str, str]]:
 
 def test_a_mobilevit_in_int8_answers_in_openvino_as_in_onnx_runtime(tmp_path: Path) -> None:
     # Its convolutions before the transformers have no bias, for which OpenVINO's int8 kernels were wrong.
-    source = write_onnx(random_detector("mobilevitv2_050", 64), tmp_path / "model.onnx")
+    detector = random_detector("mobilevitv2_050", 64)
+    source = write_onnx(detector, tmp_path / "model.onnx")
     calibration = calibrate(source, random_crops(12, 64), np.arange(12) % 2, threads=1)
     out = tmp_path / "int8.xml"
     result = quantise_openvino(calibration, out, methods=("minmax",), gate=ANY)
@@ -107,6 +109,7 @@ def test_a_mobilevit_in_int8_answers_in_openvino_as_in_onnx_runtime(tmp_path: Pa
     kinds = [kind for kind, _ in executed(out)]
     assert "Softmax" in kinds
     assert not {"Subtract", "Convert"} & set(kinds)
+    assert kinds.count("MVN") == sum(isinstance(module, nn.GroupNorm) for module in detector.modules())
 
 
 def test_nncf_competes_in_silence_where_layers_had_to_stay_in_float(
