@@ -47,7 +47,6 @@ RATIOS: Final = (
     ("student onnx opset 21", "student onnx", None),
     ("student openvino as timm has it", "student openvino", None),
     ("student openvino unmerged", "student openvino", None),
-    ("student openvino with norms as sums", "student openvino", None),
     ("student onnx as timm has it", "student openvino-int8", None),
 )
 """Slower, faster, and how many times at least the project wants."""

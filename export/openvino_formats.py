@@ -98,7 +98,7 @@ def quantise_openvino(
     search, floats, method, chosen, agreement = _choose_arithmetic(calibration, methods, gate)
     kept = set(calibration.parts.products) - set(chosen.products)
     work = calibration.parts.share(chosen.products)
-    models = {f"{method}, QDQ": _read(chosen.model.SerializeToString(deterministic=True))}
+    models = {f"{method}, QDQ": _read_for_int8(chosen.model.SerializeToString(deterministic=True))}
     # With little in int8 there is little to do better.
     for preset in presets if kept and work > _RIVAL_WORK else ():
         models[f"NNCF {preset}"] = _nncf(calibration, preset, kept | set(calibration.parts.head))
@@ -188,7 +188,7 @@ def _measure(
 def _answer(model: onnx.ModelProto, crops: Crops, *, threads: int | None, floats: FloatPrecision) -> Logits:
     """Logits of an ONNX graph in OpenVINO, whose arithmetic is not ONNX Runtime's."""
     with tempfile.TemporaryDirectory() as folder:
-        path, _ = _save(_read(model.SerializeToString()), Path(folder) / "candidate.xml", floats)
+        path, _ = _save(_read_for_int8(model.SerializeToString()), Path(folder) / "candidate.xml", floats)
         return _logits(OpenVinoRuntime(path, threads=threads), crops)
 
 
@@ -200,7 +200,7 @@ def _logits(runtime: OpenVinoRuntime, crops: Crops, batch: int = 8) -> Logits:
 
 
 def _read(graph: Path | bytes) -> Any:
-    """Read ONNX without the converter's command, its norms as OpenVINO's own.
+    """Read ONNX without the converter's command.
 
     Always from a file: from memory OpenVINO gives every reader of a convolution a copy of its bias's addition.
     """
@@ -210,10 +210,15 @@ def _read(graph: Path | bytes) -> Any:
         if isinstance(graph, bytes):
             path.write_bytes(graph)
         try:
-            model = openvino_core().read_model(str(path))
+            return openvino_core().read_model(str(path))
         except RuntimeError as error:
             name = graph if isinstance(graph, Path) else "the int8 graph"
             raise InputError(f"OpenVINO cannot read {name}: {error}") from error
+
+
+def _read_for_int8(graph: Path | bytes) -> Any:
+    """With norms as OpenVINO's own: what they lose is far below a byte's rounding, but not below fp32's bound."""
+    model = _read(graph)
     fuse_norms(model)
     return model
 
@@ -245,7 +250,7 @@ def _save(model: Any, out: Path, floats: FloatPrecision = "f32") -> tuple[Path, 
 
 
 def _nncf(calibration: Calibration, preset: Preset, in_float: set[str]) -> Any:
-    model = _read(calibration.source)
+    model = _read_for_int8(calibration.source)
     with _silent():
         try:
             import nncf
@@ -276,7 +281,7 @@ def _nncf(calibration: Calibration, preset: Preset, in_float: set[str]) -> Any:
             return quantise(model, correct_bias=True)
         except ValueError:
             # Its correction takes [channels, 1] for a bias behind a 3-D product, which the attention's are.
-            return quantise(_read(calibration.source), correct_bias=False)
+            return quantise(_read_for_int8(calibration.source), correct_bias=False)
 
 
 @contextmanager

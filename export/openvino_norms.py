@@ -1,7 +1,9 @@
 """The norms of `export.mobilevit` as OpenVINO's own operator.
 
 For ONNX Runtime a GroupNorm of one group is written as trees of sums (see `export.mobilevit.PlainNorm`): ten operators.
-OpenVINO computes the same in one pass, keeps its digits, and rounds to int8 in that pass.
+OpenVINO computes the same in one pass, and rounds to int8 in that pass. Its fp32 models keep the sums: of 79 crops one
+was off by 7.3e-5 of a logit with this operator and none by more than 2.2e-5 with them (a trained mobilevitv2_200); the
+bound is 1e-4.
 """
 
 from __future__ import annotations
