@@ -113,9 +113,9 @@ def test_layers_come_back_where_an_attempt_left_too_many_in_float(
         return sum(node.op_type == "DequantizeLinear" for node in model.graph.node)
 
     def answer(model: onnx.ModelProto, crops: Crops) -> Logits:
-        # All together err far more than without any few of them.
+        # All together err far more than without any one of them.
         exact = logits_of(calibration.full, crops, threads=1)
-        error = exact * 0.2 * (pairs(model) / everything) ** 8
+        error = exact * (0.2 if pairs(model) == everything else 0.001)
         return np.asarray(exact + error * (-1) ** np.arange(len(exact))[:, None], np.float32)
 
     def fitted() -> tuple[Candidate, Agreement]:
@@ -125,7 +125,7 @@ def test_layers_come_back_where_an_attempt_left_too_many_in_float(
     everything = pairs(
         Search(calibration, "onnxruntime", answer).build("minmax", calibration.parts.products).model
     )
-    gate = Gate(min_sqnr_db=16, max_delta_auc=1, max_flips=1)
+    gate = Gate(min_sqnr_db=40, max_delta_auc=1, max_flips=1)
     assert not gate.failures(fitted()[1])
     more = calibration.parts.share(fitted()[0].products)
     monkeypatch.setattr("export.int8._RETURNS", 0)
