@@ -33,9 +33,12 @@ from training.checkpoint import load_detector
 from training.networks import Detector, NetworkSpec
 
 CPU_FORMATS: Final = "onnx,onnx-fp16,onnx-int8,openvino,openvino-int8"
-RACED: Final = ("onnx", "onnx-int8", "openvino", "openvino-int8")
+OPENVINO: Final = ("openvino", "openvino-int8")
+RACED: Final = ("onnx", "onnx-int8", *OPENVINO)
 """Half precision is for GPUs."""
 FLOAT32: Final = "openvino-int8 with floats in float32"
+FOR_ANY: Final = "in the program for any batch"
+"""OpenVINO has another for a single crop."""
 RANDOM: Final = "random"
 
 
@@ -109,9 +112,9 @@ def enter_checkpoint(
         for item in bundle.manifest.artefacts
         if item.name in RACED
     }
-    if "openvino-int8" in runtimes:
-        path = bundle.path(bundle.artefact("openvino-int8").files[0])
-        runtimes[FLOAT32] = OpenVinoRuntime(path, threads=threads, precision="f32")
+    for name in [name for name in OPENVINO if name in runtimes]:
+        path = bundle.path(bundle.artefact(name).files[0])
+        runtimes |= _other_programs(name, path, threads)
     return _racing(entrant, detector, runtimes, threads, folder)
 
 
@@ -146,8 +149,9 @@ def enter_random(title: str, spec: NetworkSpec, images: int, threads: int, folde
         "onnx-int8": OnnxRuntime(onnx_int8, threads=threads),
         "openvino": OpenVinoRuntime(openvino, threads=threads),
         "openvino-int8": OpenVinoRuntime(openvino_int8, threads=threads),
-        FLOAT32: OpenVinoRuntime(openvino_int8, threads=threads, precision="f32"),
     }
+    for name, path in zip(OPENVINO, (openvino, openvino_int8), strict=True):
+        runtimes |= _other_programs(name, path, threads)
     return _racing(entrant, detector, runtimes, threads, folder)
 
 
@@ -188,6 +192,14 @@ def _proven(report: ParityReport, verdict: ArtefactVerdict) -> dict[str, Any]:
         "crops": faces.count if faces else 0,
         "verdict": verdict.verdict,
     }
+
+
+def _other_programs(name: str, path: Path, threads: int) -> dict[str, Runtime]:
+    """What else OpenVINO could make of an artefact."""
+    made: dict[str, Runtime] = {f"{name} {FOR_ANY}": OpenVinoRuntime(path, threads=threads, for_one=False)}
+    if name.endswith("-int8"):
+        made[FLOAT32] = OpenVinoRuntime(path, threads=threads, precision="f32")
+    return made
 
 
 def _other_forms(detector: Detector, threads: int, folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from benchmarks.export_entrants import FLOAT32, RANDOM, Entrant, enter_checkpoint, enter_random
+from benchmarks.export_entrants import FLOAT32, FOR_ANY, RANDOM, Entrant, enter_checkpoint, enter_random
 from benchmarks.interleaved import Race, race, ratio
 from benchmarks.machine import environment
 from pipeline.errors import InputError
@@ -39,6 +39,8 @@ RATIOS: Final = (
     ("student openvino", "student openvino-int8", None),
     ("teacher onnx", "teacher onnx-int8", None),
     (f"student {FLOAT32}", "student openvino-int8", None),
+    (f"student openvino-int8 {FOR_ANY}", "student openvino-int8", None),
+    (f"student openvino {FOR_ANY}", "student openvino", None),
     ("teacher openvino", "teacher openvino-int8", None),
     ("teacher torch", "student torch", None),
     ("teacher openvino-int8", "student openvino-int8", None),

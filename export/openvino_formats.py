@@ -189,7 +189,7 @@ def _answer(model: onnx.ModelProto, crops: Crops, *, threads: int | None, floats
     """Logits of an ONNX graph in OpenVINO, whose arithmetic is not ONNX Runtime's."""
     with tempfile.TemporaryDirectory() as folder:
         path, _ = _save(_read_for_int8(model.SerializeToString()), Path(folder) / "candidate.xml", floats)
-        return _logits(OpenVinoRuntime(path, threads=threads), crops)
+        return _logits(OpenVinoRuntime(path, threads=threads, for_one=False), crops)
 
 
 def _logits(runtime: OpenVinoRuntime, crops: Crops, batch: int = 8) -> Logits:

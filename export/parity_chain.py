@@ -31,6 +31,8 @@ from pipeline.scoring import p_fake
 
 LARGEST_BATCH = 32
 """The gate's `max` batch for a runtime that takes any; in it all crops are shown first."""
+_ALONE = 8
+"""Crops that are shown alone too: a runtime may have a program of its own for one, and that is what is served most."""
 PYTORCH = "torch fp32"
 Places = NDArray[np.int64]
 
@@ -237,7 +239,7 @@ def joined(answers: Sequence[Answer]) -> Answer:
 def measure_repeat(
     runtime: Runs, crops: Crops, expected: Answer, temperature: float, max_batch: int | None = None
 ) -> Repeat:
-    """Ask for the first crops again in batches of 1, 2, 7 twice and 5: even after odd and odd after even.
+    """Ask for the first crops again, each alone, and in batches of 2, 7 twice and 5: even after odd, odd after even.
 
     Args:
         runtime: Open.
@@ -247,15 +249,14 @@ def measure_repeat(
         max_batch: That size, where it takes no more; None for any.
     """
     largest = min(max_batch or LARGEST_BATCH, len(crops))
-    sizes = [min(size, largest) for size in (1, 2, 7, 5)]
-    said = [runtime.run(crops[:size]).logits for size in (*sizes[:3], *sizes[2:])]
-    again = said.pop(3)
-    changes = [
-        _change(expected.logits[:size], logits, temperature) for size, logits in zip(sizes, said, strict=True)
-    ]
-    rerun = _change(said[2], again, temperature)
+    sizes = [min(size, largest) for size in (2, 7, 7, 5)]
+    alone = run_in_batches(runtime, crops[:_ALONE], 1).logits
+    said = [alone, *(runtime.run(crops[:size]).logits for size in sizes)]
+    changes = [_change(expected.logits[: len(logits)], logits, temperature) for logits in said]
+    _, _, first, again, _ = said
+    rerun = _change(first, again, temperature)
     return Repeat(
-        batches=(largest, *sizes),
+        batches=(largest, 1, *sizes),
         max_abs_logit=max(change.logit for change in changes),
         max_scaled_logit=max(change.scaled for change in changes),
         max_abs_p=max(change.p for change in changes),

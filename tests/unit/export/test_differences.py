@@ -210,6 +210,24 @@ def test_a_change_with_the_batch_counts_as_much_as_any_other(logit: float, broke
     assert all(text.startswith(start) for text, start in zip(said, broken, strict=True))
 
 
+class WrongAlone:
+    """Has a program of its own for a single crop, which errs on some."""
+
+    label = "made up"
+
+    def run(self, crops: NDArray[np.uint8]) -> Answer:
+        wrong = len(crops) == 1 and crops[0, 0] == 5
+        return answer([[0.0, 3.0 if wrong else 2.0]] * len(crops))
+
+
+def test_more_than_one_crop_is_shown_alone() -> None:
+    runtime, crops = WrongAlone(), np.arange(9, dtype=np.uint8)[:, None]
+    found = measure_repeat(runtime, crops, runtime.run(crops), 1.0)
+    assert found.max_abs_logit == 1.0
+    assert found.rerun_max_abs_logit == 0.0
+    assert found.batches == (9, 1, 2, 7, 7, 5)
+
+
 def test_every_precision_of_a_manifest_has_a_gate() -> None:
     assert set(GATES) == {"fp32", "fp16", "bf16", "int8"}
 

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from pipeline.runtime_openvino import OpenVinoRuntime
 from tests.conftest import ROOT
 
 pytest.importorskip("openvino")
@@ -48,6 +49,25 @@ def graph(tmp_path: Path) -> Path:
     path = tmp_path / "least.onnx"
     onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
     return path
+
+
+@pytest.mark.parametrize("for_one", [True, False])
+def test_one_crop_and_several_get_the_same_answers_in_any_order(graph: Path, for_one: bool) -> None:
+    runtime = OpenVinoRuntime(graph, threads=1, for_one=for_one)
+    crops = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    expected = np.repeat(crops.mean((1, 2)).sum(1, keepdims=True), 2, axis=1)
+    for start, stop in ((0, 5), (0, 1), (1, 3), (3, 4), (4, 5), (0, 5)):
+        logits = runtime.run(crops[start:stop]).logits
+        np.testing.assert_allclose(logits, expected[start:stop], rtol=1e-5)
+
+
+def test_one_crop_is_answered_by_a_program_that_knows_every_shape(graph: Path) -> None:
+    def takes(runtime: OpenVinoRuntime) -> list[str]:
+        requests = (runtime._one, runtime._any)
+        return [str(request.get_compiled_model().inputs[0].get_partial_shape()) for request in requests]
+
+    assert takes(OpenVinoRuntime(graph, threads=1)) == ["[1,8,8,3]", "[?,8,8,3]"]
+    assert takes(OpenVinoRuntime(graph, threads=1, for_one=False)) == ["[?,8,8,3]", "[?,8,8,3]"]
 
 
 def test_signals_are_heard_after_a_runtime_is_gone(graph: Path) -> None:
