@@ -41,6 +41,8 @@ RATIOS: Final = (
     (f"student {FLOAT32}", "student openvino-int8", None),
     (f"student openvino-int8 {FOR_ANY}", "student openvino-int8", None),
     (f"student openvino {FOR_ANY}", "student openvino", None),
+    (f"teacher openvino-int8 {FOR_ANY}", "teacher openvino-int8", None),
+    (f"teacher openvino {FOR_ANY}", "teacher openvino", None),
     ("teacher openvino", "teacher openvino-int8", None),
     ("teacher torch", "student torch", None),
     ("teacher openvino-int8", "student openvino-int8", None),

@@ -92,7 +92,8 @@ class OpenVinoRuntime:
         names = [output.get_any_name() for output in model.outputs]
         if model.inputs[0].get_any_name() != "crops" or names[:1] != ["logits"]:
             raise InputError(f"{path} is not a graph of ours: expected crops -> logits[, evidence].")
-        self._any, self._one = model.create_infer_request(), one.create_infer_request()
+        self._any = model.create_infer_request()
+        self._one = one.create_infer_request() if for_one else self._any
         self._count = len(names)
         self._size = int(model.inputs[0].get_partial_shape()[1].get_length())
         self.label = f"openvino {_version()} CPU" + (" bf16" if floats == "bf16" else "")
